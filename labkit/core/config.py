@@ -134,7 +134,9 @@ class ModelConfig(Config):
 
     `attention` is "gqa" (grouped queries; equal head counts make it MHA) or "mla" (latent attention, DeepSeek-V2
     section 2.1), which alone reads the `mla_*` widths. `qk_norm` is "none", "head" (RMSNorm over one head, Qwen3) or
-    "full" (over all heads together, OLMoE). `d_dense` is the width of a dense feed-forward layer.
+    "full" (over all heads together, OLMoE). `d_dense` is the width of a dense feed-forward layer. With a
+    `sliding_window`, a layer sees only that many last tokens, except that every `full_attention_every`-th layer sees all
+    (GPT-OSS: 128 and 2). The position encoding and the norms' epsilon are not described here.
     """
 
     name: str
@@ -157,6 +159,8 @@ class ModelConfig(Config):
     mla_rope_dim: int = 0
     mla_v_dim: int = 0
     tie_embeddings: bool = False
+    sliding_window: int = 0  # in tokens; 0: every layer sees everything
+    full_attention_every: int = 0  # 0: with a window, no layer sees everything
 
     def __post_init__(self) -> None:
         if isinstance(self.moe, dict):
@@ -168,8 +172,13 @@ class ModelConfig(Config):
         _need_int(
             "ModelConfig", 0, num_dense_layers=self.num_dense_layers, d_dense=self.d_dense, mla_q_rank=self.mla_q_rank,
             mla_kv_rank=self.mla_kv_rank, mla_nope_dim=self.mla_nope_dim, mla_rope_dim=self.mla_rope_dim,
-            mla_v_dim=self.mla_v_dim,
+            mla_v_dim=self.mla_v_dim, sliding_window=self.sliding_window,
+            full_attention_every=self.full_attention_every,
         )  # fmt: skip
+        _need(
+            self.sliding_window > 0 or self.full_attention_every == 0,
+            f"ModelConfig.full_attention_every is {self.full_attention_every} but there is no sliding_window",
+        )
         _need_choice("ModelConfig", "attention", self.attention, ("gqa", "mla"))
         _need_choice("ModelConfig", "qk_norm", self.qk_norm, ("none", "head", "full"))
         _need(
@@ -202,3 +211,10 @@ class ModelConfig(Config):
     def num_sparse_layers(self) -> int:
         """Layers whose feed-forward part is a mixture of experts."""
         return self.num_layers - self.num_dense_layers
+
+    @property
+    def num_window_layers(self) -> int:
+        """Layers whose attention sees only the last `sliding_window` tokens."""
+        if not self.sliding_window:
+            return 0
+        return self.num_layers - (self.num_layers // self.full_attention_every if self.full_attention_every else 0)
