@@ -1,0 +1,61 @@
+"""The labs: one module each, `labNN`, holding its exercises, recap questions and what its header says."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+from labkit.course.exercise import Exercise
+from labkit.course.recap import Question
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a lab is: its number "NN", file name, title, minutes, hardware, claims audited, exercises and recap."""
+
+    number: str
+    name: str
+    title: str
+    minutes: int
+    hardware: str
+    claims: tuple[int, ...]
+    exercises: tuple[Exercise, ...]
+    questions: tuple[Question, ...]
+
+    def __post_init__(self) -> None:
+        for exercise in self.exercises:
+            if not exercise.id.startswith(f"{self.number}."):
+                raise ValueError(f"lab {self.number} holds exercise {exercise.id!r}; its ids start with {self.number}.")
+        if not 4 <= len(self.questions) <= 6:
+            raise ValueError(f"lab {self.number} has {len(self.questions)} recap questions; give four to six")
+
+    @property
+    def stem(self) -> str:
+        """The file name of its master and notebooks, without a suffix: "01_router"."""
+        return f"{self.number}_{self.name}"
+
+
+def numbers() -> tuple[str, ...]:
+    """The numbers of the labs that exist, in order: "00", "01", …"""
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return tuple(name.removeprefix("lab") for name in names if name.startswith("lab"))
+
+
+def lab(number: str | int) -> Lab:
+    """The lab of a number: "01", "1" or 1. Raises ValueError for one that does not exist, listing those that do."""
+    text = f"{number:02d}" if isinstance(number, int) else str(number).split("_")[0].zfill(2)
+    if text not in numbers():
+        raise ValueError(f"there is no lab {number!r}; the labs are {', '.join(numbers())}")
+    return importlib.import_module(f"{__name__}.lab{text}").LAB
+
+
+def find(exercise_id: str) -> Exercise:
+    """The exercise of an id such as "01.top_k". Raises ValueError for an unknown one, naming the nearest."""
+    exercises = {exercise.id: exercise for exercise in lab(exercise_id.partition(".")[0]).exercises}
+    if exercise_id not in exercises:
+        near = get_close_matches(exercise_id, exercises, n=1, cutoff=0.5)
+        advice = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(exercises)}"
+        raise ValueError(f"lab {exercise_id.partition('.')[0]} has no exercise {exercise_id!r}; {advice}")
+    return exercises[exercise_id]

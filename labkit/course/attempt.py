@@ -1,0 +1,100 @@
+"""Running an answer: cases go in, outcomes come out, and nothing is judged here.
+
+Kept apart from the judging so that a grader can run this half inside a sandbox, next to the learner's code,
+and compare the outcomes outside it (see `judge`).
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+Status = Literal["value", "error", "blank"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input of an exercise: positional and keyword arguments, and what is special about them.
+
+    For an exercise that is a class, `init` holds the constructor's arguments; `args` go to the call.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    label: str = ""
+    init: tuple[Any, ...] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What an answer did with one case: a value, an error, or nothing yet (NotImplementedError: still blank)."""
+
+    status: Status
+    value: Any = None
+    error_type: str = ""
+    error: str = ""
+    changed_input: bool = False
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two plain values are equal to the last bit, tensors and containers included (NaN equals NaN)."""
+    if isinstance(a, torch.Tensor) or isinstance(b, torch.Tensor):
+        return (
+            isinstance(a, torch.Tensor)
+            and isinstance(b, torch.Tensor)
+            and a.dtype == b.dtype
+            and a.shape == b.shape
+            and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+        )
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, Mapping):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    if dataclasses.is_dataclass(a) and not isinstance(a, type):
+        return all(same(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))
+    return bool(a == b)
+
+
+def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
+    """Call `answer` on copies of the case's arguments and say what happened; never raises an Exception."""
+    args, kwargs = copy.deepcopy(case.args), copy.deepcopy(dict(case.kwargs))
+    before = copy.deepcopy((args, kwargs))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            call = answer if case.init is None else answer(*copy.deepcopy(case.init))
+            value = call(*args, **kwargs)
+    except NotImplementedError:
+        return Outcome("blank")
+    except Exception as error:
+        return Outcome("error", error_type=type(error).__name__, error=str(error))
+    return Outcome("value", detached(value), changed_input=not same(before, (args, kwargs)))
+
+
+def attempt_all(answer: Callable[..., Any], cases: Sequence[Case]) -> tuple[Outcome, ...]:
+    """The outcome of every case, in order. A blank answer is asked only once."""
+    outcomes: list[Outcome] = []
+    for case in cases:
+        outcomes.append(attempt(answer, case))
+        if outcomes[0].status == "blank":
+            return tuple(outcomes)
+    return tuple(outcomes)
+
+
+def detached(value: Any) -> Any:
+    """The same value with every tensor cut from its graph and brought to the CPU."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().cpu()
+    if type(value) in (list, tuple) or type(value).__module__ == "torch.return_types":  # such as torch.topk's result
+        kind = list if type(value) is list else tuple
+        return kind(detached(item) for item in value)
+    if type(value) is dict:
+        return {key: detached(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,120 @@
+"""A prediction before every experiment: the learner commits to a number, then sees it beside the measurement."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from labkit.course import progress
+from labkit.course.say import say, with_static
+from labkit.show.cards import Card
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A question about a number that nobody here knows yet. Made by `predict`."""
+
+    id: str
+    question: str
+    low: float
+    high: float
+    unit: str = ""
+
+    @property
+    def guess(self) -> float | None:
+        """What the learner has predicted, or None."""
+        return progress.read()["predictions"].get(self.id, {}).get("guess")
+
+    def make(self, guess: float) -> None:
+        """Keep a guess. Once the measurement has been seen the first guess stays, and a ValueError says so."""
+        if not (isinstance(guess, (int, float)) and math.isfinite(guess) and self.low <= guess <= self.high):
+            raise ValueError(f"{guess!r} is no prediction here; give a number from {self.low:g} to {self.high:g}")
+        entry = progress.read()["predictions"].get(self.id, {})
+        if "measured" in entry and entry.get("guess") is not None:
+            raise ValueError(
+                f"{self.id} has been measured; your prediction stays {entry['guess']:g} {self.unit}".strip()
+            )
+        progress.update("predictions", self.id, guess=float(guess))
+
+    def against(self, measured: float, low: float | None = None, high: float | None = None) -> None:
+        """Show the prediction beside the measurement, and the interval from `low` to `high` if there is one."""
+        if not math.isfinite(measured):
+            raise ValueError(f"{self.id} was measured as {measured}; a measurement is a finite number")
+        guess = self.guess
+        progress.update("predictions", self.id, measured=float(measured))
+        spread = "" if low is None or high is None else f" (from {low:.4g} to {high:.4g})"
+        lines = [f"Measured: {measured:.4g} {self.unit}".rstrip() + spread + "."]
+        if guess is None:
+            lines.append("You made no prediction. The next one is worth a guess: being wrong is how it sticks.")
+        else:
+            lines.append(f"You predicted {guess:.4g} {self.unit}".rstrip() + f", off by {abs(guess - measured):.4g}.")
+        say(Card("info", self.question, tuple(lines)))
+        self._draw(guess, measured, low, high)
+
+    def _draw(self, guess: float | None, measured: float, low: float | None, high: float | None) -> None:
+        from IPython import get_ipython
+        from IPython.display import display
+
+        from labkit.show import figures
+
+        if get_ipython() is not None:
+            spread = None if low is None or high is None else (low, high)
+            display(figures.prediction_line(guess, measured, self.low, self.high, unit=self.unit, spread=spread))
+
+
+def predict(
+    id: str,
+    question: str,
+    low: float,
+    high: float,
+    unit: str = "",
+    guess: float | None = None,
+    step: float | None = None,
+) -> Prediction:
+    """Ask for a number between `low` and `high` before it is measured; returns the Prediction.
+
+    In a notebook a slider appears, and moving it keeps the guess; `guess=` does the same in code.
+    Raises ValueError for an empty range or a guess outside it.
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"predict({id!r}) ranges from {low} to {high}; give two finite numbers, the smaller one first")
+    prediction = Prediction(id, question, float(low), float(high), unit)
+    if guess is not None:
+        prediction.make(guess)
+    card = Card("todo", f"Predict: {question}", (f"Anywhere from {low:g} to {high:g} {unit}".rstrip() + ".",))
+    from IPython import get_ipython
+    from IPython.display import display
+
+    if get_ipython() is None:
+        print(card)
+    else:
+        display(with_static(_slider(prediction, step), card), raw=True)
+    return prediction
+
+
+def _slider(prediction: Prediction, step: float | None) -> Any:
+    import ipywidgets
+
+    middle = (prediction.low + prediction.high) / 2
+    start = prediction.guess if prediction.guess is not None else middle
+    slider = ipywidgets.FloatSlider(
+        value=start, min=prediction.low, max=prediction.high, step=step or (prediction.high - prediction.low) / 100,
+        description="I predict", readout_format=".4g", layout={"width": "32em"}, continuous_update=False,
+    )  # fmt: skip
+    button = ipywidgets.Button(description="Commit", tooltip="Keep this prediction")
+    said = ipywidgets.HTML("" if prediction.guess is None else f"Your prediction: {prediction.guess:.4g}")
+
+    def commit(_: Any) -> None:
+        try:
+            prediction.make(slider.value)
+            said.value = f"Kept: {slider.value:.4g} {prediction.unit}"
+        except ValueError as error:
+            said.value = str(error)
+
+    button.on_click(commit)
+    slider.observe(commit, names="value")
+    heading = ipywidgets.HTML(f"<b>Predict:</b> {escape(prediction.question)}")
+    unit = ipywidgets.Label(prediction.unit)
+    return ipywidgets.VBox([heading, ipywidgets.HBox([slider, unit, button]), said])

@@ -1,0 +1,108 @@
+"""The recap of a lab: a few questions that can be failed, each wrong choice with its own answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from labkit.course import progress
+from labkit.course.say import say, with_static
+from labkit.show.cards import Card
+
+LETTERS = "abcdef"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One possible answer and what is said to a learner who picks it."""
+
+    text: str
+    says: str
+    right: bool = False
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question of a recap, with two to six choices of which exactly one is right."""
+
+    text: str
+    choices: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if not 2 <= len(self.choices) <= len(LETTERS):
+            raise ValueError(f"question {self.text!r} has {len(self.choices)} choices; give two to six")
+        if sum(choice.right for choice in self.choices) != 1:
+            raise ValueError(f"question {self.text!r} needs exactly one right choice")
+
+    def answer(self, letter: str) -> Choice:
+        """The choice of a letter; ValueError for a letter that the question does not have."""
+        letters = LETTERS[: len(self.choices)]
+        if not (isinstance(letter, str) and len(letter) == 1 and letter.lower() in letters):
+            raise ValueError(f"{letter!r} is no answer to {self.text!r}; give one of {', '.join(letters)}")
+        return self.choices[letters.index(letter.lower())]
+
+    def card(self, number: int, letter: str | None) -> Card:
+        """The question with its choices or, once answered, what there is to say."""
+        title = f"Question {number}: {self.text}"
+        if letter is None:
+            return Card("todo", title, tuple(f"{LETTERS[i]}) {choice.text}" for i, choice in enumerate(self.choices)))
+        choice = self.answer(letter)
+        return Card("pass" if choice.right else "fail", title, (f"{letter.lower()}) {choice.text}", choice.says))
+
+
+def recap(lab_number: str, answers: str | Sequence[str] | None = None) -> None:
+    """Show the recap of a lab as radio buttons, or judge `answers`, one letter a question ("-" for none): "bacd".
+
+    Raises ValueError for an unknown lab, a letter too many or too few, or a letter that is no choice.
+    """
+    from labkit.course.labs import lab
+
+    questions = lab(lab_number).questions
+    if answers is not None:
+        if len(answers) != len(questions):
+            raise ValueError(f"{len(answers)} answers for {len(questions)} questions; give a letter or '-' for each")
+        letters = [None if letter == "-" else letter for letter in answers]
+        cards = [
+            question.card(i + 1, letter) for i, (question, letter) in enumerate(zip(questions, letters, strict=True))
+        ]
+        for card in cards:
+            say(card)
+        _keep(lab_number, questions, letters)
+        return
+    from IPython import get_ipython
+    from IPython.display import display
+
+    for i, question in enumerate(questions):
+        if get_ipython() is None:
+            print(question.card(i + 1, None))
+        else:
+            display(with_static(_form(lab_number, questions, i), question.card(i + 1, None)), raw=True)
+
+
+def _keep(lab_number: str, questions: Sequence[Question], letters: Sequence[str | None]) -> None:
+    given = {str(i + 1): letter for i, letter in enumerate(letters) if letter is not None}
+    right = [i for i, letter in given.items() if questions[int(i) - 1].answer(letter).right]
+    progress.update("recaps", lab_number, answers=given, right=len(right), of=len(questions))
+
+
+def _form(lab_number: str, questions: Sequence[Question], index: int) -> Any:
+    import ipywidgets
+
+    question = questions[index]
+    options = [(f"{LETTERS[i]}) {choice.text}", LETTERS[i]) for i, choice in enumerate(question.choices)]
+    buttons = ipywidgets.RadioButtons(options=options, value=None, layout={"width": "auto"})
+    heading = ipywidgets.HTML(f"<b>Question {index + 1}.</b> {escape(question.text)}")
+    said = ipywidgets.HTML()
+
+    def answered(change: dict[str, Any]) -> None:
+        letter = change["new"]
+        said.value = question.card(index + 1, letter).html()
+        entry = progress.read()["recaps"].get(lab_number, {})
+        given = {**entry.get("answers", {}), str(index + 1): letter}
+        letters = [given.get(str(i + 1)) for i in range(len(questions))]
+        _keep(lab_number, questions, letters)
+
+    buttons.observe(answered, names="value")
+    return ipywidgets.VBox([heading, buttons, said])
