@@ -135,7 +135,7 @@ class ModelConfig(Config):
     `attention` is "gqa" (grouped queries; equal head counts make it MHA) or "mla" (latent attention, DeepSeek-V2
     section 2.1), which alone reads the `mla_*` widths. `qk_norm` is "none", "head" (RMSNorm over one head, Qwen3) or
     "full" (over all heads together, OLMoE). `d_dense` is the width of a dense feed-forward layer. With a
-    `sliding_window`, a layer sees only that many last tokens, except that every `full_attention_every`-th layer sees all
+    `sliding_window`, a layer sees only that many last tokens, but every `full_attention_every`-th layer sees all
     (GPT-OSS: 128 and 2). The position encoding and the norms' epsilon are not described here.
     """
 

@@ -91,8 +91,9 @@ def layer_params(config: MoEConfig) -> LayerParams:
 def attention_matrices(model: ModelConfig) -> int:
     """Parameters of one layer's attention projections, without biases, norms and sinks.
 
-    GQA: D·d·(2·H + 2·H_kv). MLA (DeepSeek-V2, arXiv 2405.04434, section 2.1, equations 9–18): queries D·H·(d_nope + d_rope),
-    or through a rank; keys and values down to kv_rank + d_rope and up to H·(d_nope + d_v); output H·d_v·D.
+    GQA: D·d·(2·H + 2·H_kv). MLA (DeepSeek-V2, arXiv 2405.04434, section 2.1, equations 9–19): queries
+    D·H·(d_nope + d_rope), or through a rank; keys and values down to kv_rank + d_rope and up to H·(d_nope + d_v);
+    output H·d_v·D.
 
     >>> from labkit.core.presets import preset
     >>> attention_matrices(preset("mixtral-8x7b"))

@@ -44,7 +44,9 @@ class Routing:
 
     def __post_init__(self) -> None:
         if self.logits_TE.ndim != 2:
-            raise ValueError(f"Routing.logits_TE has shape {tuple(self.logits_TE.shape)}; flatten it to (tokens, experts)")
+            raise ValueError(
+                f"Routing.logits_TE has shape {tuple(self.logits_TE.shape)}; flatten it to (tokens, experts)"
+            )
         T, E = self.logits_TE.shape
         ids, scores, counts = self.topk_ids_TK, self.topk_scores_TK, self.tokens_per_expert_E
         if ids.ndim != 2 or ids.shape[0] != T:
