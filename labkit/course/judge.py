@@ -80,7 +80,7 @@ def difference(got: Any, expected: Any, rtol: float, atol: float) -> str:
             "" if type(got) is type(expected) and got == expected else f"{_show(got)} where {expected!r} was expected"
         )
     if isinstance(expected, (int, float)):
-        if isinstance(got, Tensor) and got.numel() == 1:
+        if type(got) is Tensor and got.numel() == 1:
             got = got.item()
         if type(got) not in (int, float):
             return f"{_show(got)} where a number was expected"
@@ -217,8 +217,8 @@ class Judge:
         if outcome.value is None:
             return "returns_nothing", "Your code returned None; is the `return` missing?"
         found = self._difference(outcome, failure.expected)
-        for name, sign in (("wrong_shape", "shape "), ("wrong_dtype", "dtype "), ("wrong_type", "an object of type")):
-            if sign in found:
+        for name, sign in (("wrong_type", "an object of type"), ("wrong_shape", "shape ("), ("wrong_dtype", "dtype ")):
+            if found.rsplit(": ", 1)[-1].startswith(sign):
                 return name, f"The result does not fit: {found}."
         return "wrong_values", f"The result has the right form, but {found}."
 

@@ -1,0 +1,184 @@
+"""check, hint and reveal: what the learner gets back, what is kept, what is said."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from labkit.course import exercise as course
+from labkit.course import labs, progress
+from labkit.course.attempt import Case
+from labkit.course.exercise import Exercise, NotPassed, Oracle, check, hint, reveal
+from labkit.course.judge import Mistake
+from labkit.course.labs import Lab
+from labkit.course.recap import Choice, Question
+
+
+def double(x):
+    """Twice x."""
+    return 2 * x
+
+
+def cases(seed):
+    generator = torch.Generator().manual_seed(seed)
+    return [Case((torch.randn(n, generator=generator),), label=f"{n} numbers") for n in (1, 3)]
+
+
+DOUBLE = Exercise(
+    "99.double",
+    "Double",
+    1,
+    2,
+    1,
+    double,
+    cases,
+    ("think", "of two", "2 * x"),
+    (Mistake("square", "That is the square.", like=lambda x: x * x),),
+    Oracle("torch.add", lambda x: torch.add(x, x)),
+)
+QUESTION = Question("One?", (Choice("yes", "Right.", right=True), Choice("no", "Look again.")))
+LAB = Lab("99", "double", "Doubling", 5, "any", (), (DOUBLE,), (QUESTION,) * 4)
+
+
+@pytest.fixture(autouse=True)
+def lab99(monkeypatch, tmp_path):
+    monkeypatch.setenv("LABKIT_HOME", str(tmp_path))
+    monkeypatch.delenv("LABKIT_GRADE", raising=False)
+    real = labs.lab
+    monkeypatch.setattr(labs, "lab", lambda number: LAB if str(number) == "99" else real(number))
+
+
+def wrong(x):
+    return x * x
+
+
+def blank(x):
+    raise NotImplementedError
+
+
+def mine(x):
+    return x + x
+
+
+def test_passing_goes_on_with_the_learners_own(capsys):
+    assert check("99.double", mine) is mine
+    said = capsys.readouterr().out
+    assert "passed" in said
+    assert "Agrees with torch.add on 4 of them" in said
+    assert progress.read()["exercises"]["99.double"]["status"] == "passed"
+
+
+def test_failing_goes_on_with_the_reference_and_says_so(capsys):
+    assert check("99.double", wrong) is double
+    said = capsys.readouterr().out
+    assert "That is the square." in said
+    assert "1 numbers" in said
+    assert "goes on with the reference" in said
+    assert progress.read()["exercises"]["99.double"] == {"status": "failed", "diagnoses": {"square": 1}}
+
+
+def test_blank_is_not_attempted(capsys):
+    assert check("99.double", blank) is double
+    assert "not attempted" in capsys.readouterr().out
+
+
+def test_running_the_check_twice_does_not_pass_the_reference_off_as_an_answer(capsys):
+    assert check("99.double", check("99.double", blank)) is double
+    assert "this is the reference" in capsys.readouterr().out
+    assert progress.read()["exercises"]["99.double"]["status"] == "blank"
+
+
+def test_passed_stays_passed():
+    check("99.double", mine)
+    check("99.double", wrong)
+    assert progress.read()["exercises"]["99.double"]["status"] == "passed"
+
+
+def test_grading_raises_and_draws_other_seeds(monkeypatch):
+    monkeypatch.setenv("LABKIT_GRADE", "1")
+    seen = [case.args[0] for case in DOUBLE.inputs(course.PRACTICE_SEEDS)]
+
+    def remembers(x):
+        return 2 * x if any(torch.equal(x, old) for old in seen) else x
+
+    assert check("99.double", mine) is mine
+    for answer in (wrong, blank, remembers):
+        with pytest.raises(NotPassed, match=r"99\.double"):
+            check("99.double", answer)
+
+
+def test_hints_come_one_by_one_and_the_last_stays(capsys):
+    for expected in ("think", "of two", "2 * x", "2 * x"):
+        hint("99.double")
+        assert expected in capsys.readouterr().out
+    assert progress.hints_taken("99.double") == 3
+
+
+def test_reveal_shows_source_but_not_while_grading(monkeypatch, capsys):
+    reveal("99.double")
+    assert "return 2 * x" in capsys.readouterr().out
+    monkeypatch.setenv("LABKIT_GRADE", "1")
+    with pytest.raises(NotPassed, match="not shown"):
+        reveal("99.double")
+
+
+@pytest.mark.parametrize("call", [hint, reveal, lambda id: check(id, mine)])
+def test_unknown_exercises_are_named(call):
+    with pytest.raises(ValueError, match=r"did you mean '99\.double'"):
+        call("99.duoble")
+    with pytest.raises(ValueError, match="there is no lab '77'"):
+        call("77.double")
+
+
+def test_check_wants_the_function_itself():
+    with pytest.raises(ValueError, match="give the function itself"):
+        check("99.double", 3)
+
+
+def test_disagreement_with_the_oracle_is_found():
+    with pytest.raises(AssertionError, match=r"differs from torch\.add"):
+        DOUBLE.against_oracle(wrong)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"id": "double"}, "NN.name"),
+        ({"id": "9.double"}, "NN.name"),
+        ({"difficulty": 4}, "difficulty 4"),
+        ({"minutes": 0}, "0 minutes"),
+        ({"points": 0}, "0 points"),
+        ({"hints": ("one",)}, "1 hints"),
+    ],
+)
+def test_exercises_check_themselves(change, says):
+    import dataclasses
+
+    with pytest.raises(ValueError, match=says):
+        dataclasses.replace(DOUBLE, **change)
+
+
+def test_labs_check_themselves():
+    with pytest.raises(ValueError, match="0 questions"):
+        Lab("99", "x", "X", 1, "any", (), (DOUBLE,), ())
+    with pytest.raises(ValueError, match="ids start with 98"):
+        Lab("98", "x", "X", 1, "any", (), (DOUBLE,), (QUESTION,) * 4)
+
+
+def test_cards_are_mimes_in_a_kernel(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.get_ipython", lambda: object())
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append(bundle))
+    check("99.double", wrong)
+    assert shown[0]["application/vnd.labkit.verdict+json"] == {
+        "exercise": "99.double",
+        "status": "failed",
+        "diagnosis": "square",
+    }
+    assert {"text/plain", "text/html"} <= shown[0].keys()
+
+
+def test_describe_shortens_and_rounds():
+    assert course.describe(torch.tensor([1.23456789])) == "[1.235]"
+    assert course.describe(torch.zeros(100)).startswith("shape (100,)")
+    assert len(course.describe("x " * 1000)) <= 240

@@ -1,0 +1,77 @@
+"""Every lab's check must reject plausible wrong answers by name, and accept right ones written differently."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from labkit.course import labs
+from labkit.course.exercise import GRADING_SEEDS
+
+FOLDER = Path(__file__).parent.parent / "near_misses"
+
+
+def load(number: str):
+    path = FOLDER / f"lab{number}.py"
+    spec = importlib.util.spec_from_file_location(f"near_misses_{number}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+EXERCISES = [exercise for number in labs.numbers() for exercise in labs.lab(number).exercises]
+
+
+@pytest.fixture(params=EXERCISES, ids=lambda exercise: exercise.id)
+def exercise(request):
+    return request.param
+
+
+def test_near_misses_are_rejected_each_by_its_own_name(exercise):
+    wrong = load(exercise.id[:2]).NEAR_MISSES[exercise.id]
+    assert len(wrong) >= 3
+    names = [name for _, name in wrong]
+    assert len(set(names)) == len(names), f"two near misses share a diagnosis: {names}"
+    for answer, name in wrong:
+        for seeds in ((0, 1), GRADING_SEEDS):
+            verdict = exercise.test(answer, seeds)
+            assert (verdict.status, verdict.diagnosis) == ("failed", name), f"{answer.__name__}: {verdict.says}"
+            assert verdict.says
+
+
+def test_right_answers_written_differently_are_accepted(exercise):
+    right = load(exercise.id[:2]).RIGHT_ANSWERS[exercise.id]
+    assert right
+    for answer in right:
+        verdict = exercise.test(answer)
+        assert verdict.passed, f"{answer.__name__}: {verdict.diagnosis}: {verdict.says}"
+        assert exercise.test(answer, GRADING_SEEDS).passed
+
+
+def test_reference_passes_and_agrees_with_its_oracle(exercise):
+    assert exercise.test(exercise.reference, (5, 6, 7)).passed
+    if exercise.oracle is not None:
+        assert exercise.against_oracle(exercise.reference, (5, 6)) > 0
+
+
+def test_blank_is_not_attempted(exercise):
+    def blank(*args, **kwargs):
+        raise NotImplementedError
+
+    assert exercise.test(blank).status == "blank"
+
+
+def test_every_named_mistake_is_really_wrong(exercise):
+    for mistake in exercise.mistakes:
+        if mistake.like is not None:
+            verdict = exercise.test(mistake.like)
+            assert (verdict.status, verdict.diagnosis) == ("failed", mistake.name)
+
+
+def test_near_misses_name_only_exercises_that_exist():
+    for number in labs.numbers():
+        ids = {exercise.id for exercise in labs.lab(number).exercises}
+        module = load(number)
+        assert set(module.NEAR_MISSES) == set(module.RIGHT_ANSWERS) == ids
