@@ -159,7 +159,7 @@ def test_exercises_check_themselves(change, says):
 
 
 def test_labs_check_themselves():
-    with pytest.raises(ValueError, match="0 questions"):
+    with pytest.raises(ValueError, match="has 0 recap questions"):
         Lab("99", "x", "X", 1, "any", (), (DOUBLE,), ())
     with pytest.raises(ValueError, match="ids start with 98"):
         Lab("98", "x", "X", 1, "any", (), (DOUBLE,), (QUESTION,) * 4)
