@@ -1,0 +1,5 @@
+"""The sparse layer as modules: `Router` decides, `Experts` computes, `MoE` composes."""
+
+from labkit.nn.router import Router
+
+__all__ = ["Router"]
