@@ -209,7 +209,7 @@ _PROBES: dict[str, tuple[Callable[[], tuple[bool, str]], str]] = {
     "cuda": (_cuda, f"{_CPU_PROFILE}; Colab lends a GPU"),
     "sm90": (lambda: _needs_capability((9, 0)), "an older GPU runs the same kernels without Hopper's extras"),
     "bf16": (_bf16, "float16 with loss scaling, or float32"),
-    "fp8": (lambda: _needs_capability((8, 9)), "store float8 and compute in float32: the accuracy shows, the speed does not"),
+    "fp8": (lambda: _needs_capability((8, 9)), "store float8, compute in float32: accuracy shows, speed does not"),
     "triton": (_triton, "the Triton interpreter, or the torch reference kernels"),
     "triton_interpreter": (_interpreter, 'install "labkit[gpu]", or read the torch reference kernels'),
     "bitsandbytes": (lambda: _installed("bitsandbytes"), "pip install bitsandbytes, or the course's own quantisers"),
