@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-
-def _identity_router(kind: type, config: Any, width: int) -> Any:
-    router = kind(config).float()
-    with torch.no_grad():
-        router.weight.copy_(torch.eye(width))
-    return router
+from labkit.core.config import MoEConfig
+from labkit.nn.oracle import hf_route, hf_router
 
 
-def _in_order(ids: Tensor, weights: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """A choice without an order (topk with sorted=False), put in descending order of `key`."""
-    order = key.gather(1, ids).argsort(dim=1, descending=True)
-    return ids.gather(1, order), weights.gather(1, order)
+def _config(E: int, k: int, norm_topk: bool, **fields) -> MoEConfig:
+    return MoEConfig(d_model=E, d_expert=2, num_experts=E, top_k=k, norm_topk=norm_topk, **fields)
 
 
-def olmoe(logits_TE: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, Tensor]:
-    """Ids and weights of transformers' OLMoE router for these logits."""
-    from transformers.models.olmoe.configuration_olmoe import OlmoeConfig
-    from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
-
+def _olmoe(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     E = logits_TE.shape[1]
-    config = OlmoeConfig(hidden_size=E, num_experts=E, num_experts_per_tok=k, norm_topk_prob=norm_topk)
-    _, weights, ids = _identity_router(OlmoeTopKRouter, config, E)(logits_TE.float())
-    return ids, weights
+    return hf_route("olmoe", _config(E, k, norm_topk=False), logits_TE, torch.eye(E))
 
 
-def qwen3(logits_TE: Tensor, k: int, norm_topk: bool) -> tuple[Tensor, Tensor]:
-    """Ids and weights of transformers' Qwen3-MoE router for these logits; differentiable."""
-    from transformers.models.qwen3_moe.configuration_qwen3_moe import Qwen3MoeConfig
-    from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
-
+def _deepseek(
+    logits_TE: Tensor, k: int, norm_topk: bool, bias_E: Tensor | None = None, scale: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor]:
     E = logits_TE.shape[1]
-    config = Qwen3MoeConfig(hidden_size=E, num_experts=E, num_experts_per_tok=k, norm_topk_prob=norm_topk)
-    _, weights, ids = _identity_router(Qwen3MoeTopKRouter, config, E)(logits_TE)
-    return ids, weights
-
-
-def deepseek_v3(logits_TE: Tensor, k: int, norm_topk: bool, bias_E: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Ids and weights of transformers' DeepSeek-V3 router with one group, best first by biased score."""
-    from transformers.models.deepseek_v3.configuration_deepseek_v3 import DeepseekV3Config
-    from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
-
-    E = logits_TE.shape[1]
-    config = DeepseekV3Config(
-        hidden_size=E, n_routed_experts=E, num_experts_per_tok=k, n_group=1, topk_group=1, norm_topk_prob=norm_topk,
-        routed_scaling_factor=scale, moe_intermediate_size=2, n_shared_experts=1,
-    )  # fmt: skip
-    block = DeepseekV3MoE(config)
-    gate = block.gate.float()
-    with torch.no_grad():
-        gate.weight.copy_(torch.eye(E))
-        gate.e_score_correction_bias.copy_(bias_E)
-    out = gate(logits_TE.float())
-    if isinstance(out, Tensor):  # older versions: the gate gives logits, the block decides
-        ids, weights = block.route_tokens_to_experts(out)
-    else:
-        _, weights, ids = out
-    return _in_order(ids, weights, logits_TE.float().sigmoid() + bias_E)
+    fields = {"score_fn": "sigmoid", "group_score": "top2_sum", "selection_bias": True, "route_scale": scale}
+    return hf_route("deepseek_v3", _config(E, k, norm_topk, **fields), logits_TE, torch.eye(E), bias_E)
 
 
 def all_scores(logits: Tensor, score_fn: str = "softmax") -> Tensor:
@@ -74,40 +34,46 @@ def all_scores(logits: Tensor, score_fn: str = "softmax") -> Tensor:
         from transformers.activations import ACT2FN
 
         return ACT2FN["sqrtsoftplus"](logits.float())
-    if score_fn == "softmax":
-        ids, weights = olmoe(flat_TE, E, norm_topk=False)
-    else:
-        ids, weights = deepseek_v3(flat_TE, E, norm_topk=False, bias_E=torch.zeros(E), scale=1.0)
-    return torch.zeros_like(flat_TE).scatter(1, ids, weights.detach()).reshape(logits.shape)
+    full_TE = _olmoe(flat_TE, E)[2] if score_fn == "softmax" else _deepseek(flat_TE, E, norm_topk=False)[2]
+    return full_TE.reshape(logits.shape)
+
+
+def knows(score_fn: str) -> bool:
+    """Whether the installed transformers has this score function (the third came with DeepSeek-V4)."""
+    from transformers.activations import ACT2FN
+
+    return score_fn in ("softmax", "sigmoid") or (score_fn == "sqrtsoftplus" and score_fn in ACT2FN)
 
 
 def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """OLMoE's choice with the scores as logits (softmax keeps their order), and the scores it chose."""
-    ids, _ = olmoe(scores.reshape(-1, scores.shape[-1]), k, norm_topk=False)
-    ids = ids.reshape(*scores.shape[:-1], k)
+    ids_TK = _olmoe(scores.reshape(-1, scores.shape[-1]), k)[0]
+    ids = ids_TK.reshape(*scores.shape[:-1], k)
     return ids, scores.gather(-1, ids)
 
 
 def renormalise(topk_scores: Tensor, norm_topk: bool = True, route_scale: float = 1.0) -> Tensor:
     """DeepSeek-V3's weights when its K experts are all it has and their scores are these."""
     flat_TK = topk_scores.reshape(-1, topk_scores.shape[-1])
-    K = flat_TK.shape[1]
-    ids, weights = deepseek_v3(torch.logit(flat_TK), K, norm_topk, torch.zeros(K), route_scale)
-    return torch.zeros_like(flat_TK).scatter(1, ids, weights.detach()).reshape(topk_scores.shape)
+    return _deepseek(torch.logit(flat_TK), flat_TK.shape[1], norm_topk, scale=route_scale)[2].reshape(topk_scores.shape)
 
 
 def select_with_bias(scores: Tensor, bias_E: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """DeepSeek-V3's choice and unnormalised weights for these scores and this bias."""
+    """DeepSeek-V3's choice and unnormalised weights, put in order of the biased scores (it leaves them unsorted)."""
     flat_TE = scores.reshape(-1, scores.shape[-1])
-    ids, weights = deepseek_v3(torch.logit(flat_TE), k, False, bias_E, 1.0)
+    ids_TK, weights_TK, _ = _deepseek(torch.logit(flat_TE), k, False, bias_E)
+    order_TK = (flat_TE + bias_E).gather(1, ids_TK).argsort(dim=1, descending=True)
     shape = (*scores.shape[:-1], k)
-    return ids.reshape(shape), weights.detach().reshape(shape)
+    return ids_TK.gather(1, order_TK).reshape(shape), weights_TK.gather(1, order_TK).reshape(shape)
 
 
 def k_one_gradient(logits_TE: Tensor, outputs_TED: Tensor, target_TD: Tensor, norm_topk: bool) -> Tensor:
     """The gradient that reaches the logits through transformers' Qwen3-MoE router."""
+    T, E = logits_TE.shape
+    module, call = hf_router("qwen3_moe", _config(E, 1, norm_topk))
+    with torch.no_grad():
+        module.weight.copy_(torch.eye(E))
     logits_TE = logits_TE.clone().requires_grad_(True)
-    ids_T1, weights_T1 = qwen3(logits_TE, 1, norm_topk)
-    chosen_TD = outputs_TED[torch.arange(len(ids_T1)), ids_T1[:, 0]]
-    loss = torch.nn.functional.mse_loss(weights_T1 * chosen_TD, target_TD)
+    ids_T1, weights_T1, _ = call(logits_TE)
+    loss = torch.nn.functional.mse_loss(weights_T1 * outputs_TED[torch.arange(T), ids_T1[:, 0]], target_TD)
     return torch.autograd.grad(loss, logits_TE)[0]

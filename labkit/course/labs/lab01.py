@@ -80,7 +80,7 @@ SCORES = Exercise(
     oracle=Oracle(
         "transformers' OLMoE, DeepSeek-V3 and DeepSeek-V4 scores",
         theirs.all_scores,
-        fits=lambda case: "unknown" not in case.label,
+        fits=lambda case: theirs.knows(*case.args[1:] or ("softmax",)),
     ),
 )
 
