@@ -50,7 +50,7 @@ class Claim:
     id: int
     wording: str
     labs: tuple[str, ...]
-    on: str
+    measured_on: str
     measures: tuple[Measure, ...]
 
     def measure(self, key: str | None) -> Measure:

@@ -31,7 +31,7 @@ def read() -> Book:
         book = json.loads(path.read_text("utf-8"))
         if not (isinstance(book, dict) and all(isinstance(part, dict) for part in book.values())):
             raise ValueError("not a table of tables")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return empty
     except (OSError, ValueError) as error:
         aside = path.with_suffix(".damaged.json")

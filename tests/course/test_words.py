@@ -148,7 +148,7 @@ def test_the_ledger_reads_runs(tmp_path):
 
 def test_a_claims_file_with_an_unknown_key_is_refused(tmp_path):
     path = tmp_path / "claims.yaml"
-    path.write_text("- {id: 1, wording: w, labs: [], on: x, measures: [], colour: red}")
+    path.write_text("- {id: 1, wording: w, labs: [], measured_on: x, measures: [], colour: red}")
     with pytest.raises(ValueError, match="colour"):
         book.claims(path)
 
