@@ -1,1 +1,1 @@
-"""How experts are computed: `reference` (the specification), `dispatch` (which implementation runs)."""
+"""How experts are computed: `reference` (the specification), `dispatch` (which one runs), `traffic` (its cost)."""

@@ -1,0 +1,187 @@
+"""Which implementation computes the experts, and why; what each costs stands in `kernels.traffic`.
+
+Implementations register here with a function that says what they cannot do, so later kernels join without a change.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from labkit.core.routing import Routing
+from labkit.kernels import reference
+from labkit.kernels.traffic import Traffic, traffic
+
+__all__ = ["Choice", "Problem", "Traffic", "choose", "experts", "force", "names", "register", "traffic"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an implementation has to know before it says yes: sizes, dtype and the device's type."""
+
+    T: int
+    D: int
+    F: int
+    E: int
+    K: int
+    dtype: torch.dtype
+    device: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The implementation that will run, and the reason in words."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Entry:
+    fn: Callable[..., Tensor]
+    supports: Callable[[Problem], str]
+    rank: int
+
+
+_REGISTRY: dict[str, _Entry] = {}
+_forced: ContextVar[str | None] = ContextVar("labkit_forced_experts", default=None)
+
+
+def register(
+    name: str, fn: Callable[..., Tensor], *, supports: Callable[[Problem], str] | None = None, rank: int = 0
+) -> None:
+    """Add an implementation.
+
+    Args:
+        name: how it is asked for; ValueError if taken.
+        fn: called as `fn(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF)`, returns [T, D].
+        supports: from a `Problem` to why it cannot be computed, or "" if it can. Left out: it can do everything.
+        rank: "auto" takes the highest rank that supports the problem.
+    """
+    if name in _REGISTRY or name == "auto":
+        raise ValueError(f"name is {name!r}, which is taken; give another")
+    _REGISTRY[name] = _Entry(fn, supports or (lambda problem: ""), rank)
+
+
+def names() -> tuple[str, ...]:
+    """Every registered implementation, the one that "auto" prefers first."""
+    return tuple(sorted(_REGISTRY, key=lambda name: -_REGISTRY[name].rank))
+
+
+def choose(problem: Problem, implementation: str = "auto") -> Choice:
+    """The implementation for a problem: the forced one, else the named one, else the best that supports it.
+
+    Raises ValueError for an unknown name, and when the one forced or named cannot do it, saying why.
+
+    >>> choose(Problem(T=8, D=6, F=6, E=4, K=2, dtype=torch.float64, device="cpu"))
+    Choice(name='sorted', reason='grouped_mm cannot: it takes float32, float16 and bfloat16, not float64')
+    """
+    forced = _forced.get()
+    name = forced or implementation
+    if name != "auto":
+        why_not = _entry(name).supports(problem)
+        if why_not:
+            raise ValueError(
+                f"{name} cannot compute this: {why_not}; use implementation='auto' or another of {names()}"
+            )
+        return Choice(name, "forced" if forced else "asked for")
+    refused = []
+    for name in names():
+        why_not = _REGISTRY[name].supports(problem)
+        if not why_not:
+            return Choice(name, "; ".join(refused) or "the first choice supports this")
+        refused.append(f"{name} cannot: {why_not}")
+    raise ValueError(f"no implementation can compute this: {'; '.join(refused)}")
+
+
+@contextlib.contextmanager
+def force(name: str) -> Iterator[None]:
+    """Inside the block every call of `experts` runs this implementation, in this thread or task only.
+
+    >>> with force("loop"):
+    ...     choose(Problem(8, 8, 8, 4, 2, torch.float32, "cpu"), "sorted").name
+    'loop'
+    """
+    _entry(name)
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def experts(
+    x_TD: Tensor,
+    decision: Routing | tuple[Tensor, Tensor],
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    *,
+    implementation: str = "auto",
+) -> Tensor:
+    """Send every token through its chosen experts and add up the weighted outputs.
+
+    Args:
+        x_TD: [T, D].
+        decision: a `Routing`, or `(topk_ids_TK int64, topk_scores_TK)`.
+        gate_up_E2FD: [E, 2F, D]; down_EDF: [E, D, F], in x's dtype.
+        implementation: "auto" or one of `names()`.
+
+    Returns [T, D] in x's dtype. Raises ValueError if sizes do not fit or the implementation cannot do it.
+    """
+    if isinstance(decision, Routing):
+        ids_TK, scores_TK = decision.topk_ids_TK, decision.topk_scores_TK
+        if decision.num_experts != gate_up_E2FD.shape[0]:
+            raise ValueError(f"the routing has {decision.num_experts} experts, the weights {gate_up_E2FD.shape[0]}")
+    else:
+        ids_TK, scores_TK = decision
+    reference.check_experts(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF)
+    E, D, F_ = down_EDF.shape
+    problem = Problem(x_TD.shape[0], D, F_, E, ids_TK.shape[1], x_TD.dtype, x_TD.device.type)
+    name = choose(problem, implementation).name
+    return _REGISTRY[name].fn(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF)
+
+
+def experts_grouped_mm(
+    x_TD: Tensor, topk_ids_TK: Tensor, topk_scores_TK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+) -> Tensor:
+    """Sort the pairs by expert, then two grouped matrix products over all experts at once, then put them back.
+
+    Arguments and result as `reference.experts_loop`; rows of D and F elements must be multiples of 16 bytes.
+    """
+    order_N, token_N, offsets_E = reference.sort_by_expert(topk_ids_TK, gate_up_E2FD.shape[0])
+    x_ND = reference.permute(x_TD, token_N)
+    gate, up = F.grouped_mm(x_ND, gate_up_E2FD.mT, offs=offsets_E).chunk(2, dim=-1)
+    y_ND = F.grouped_mm(F.silu(gate) * up, down_EDF.mT, offs=offsets_E)
+    return reference.combine(y_ND, order_N, topk_scores_TK)
+
+
+def _grouped_mm_supports(problem: Problem) -> str:
+    if not hasattr(F, "grouped_mm"):
+        return f"torch {torch.__version__} has no grouped_mm (it comes with 2.11)"
+    if problem.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it takes float32, float16 and bfloat16, not {str(problem.dtype).removeprefix('torch.')}"
+    for letter in ("D", "F"):
+        width = getattr(problem, letter) * problem.dtype.itemsize
+        if width % 16:
+            return f"{letter} = {getattr(problem, letter)} makes rows of {width} bytes; it needs a multiple of 16"
+    if problem.T == 0:
+        return "there are no tokens"
+    return ""
+
+
+def _entry(name: str) -> _Entry:
+    if name not in _REGISTRY:
+        raise ValueError(f"implementation is {name!r}; choose 'auto' or one of {', '.join(names())}")
+    return _REGISTRY[name]
+
+
+register("grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30)
+register("sorted", reference.experts_sorted, rank=20)
+register("loop", reference.experts_loop, rank=10)
+register("onehot", reference.experts_onehot, rank=0)
