@@ -1,8 +1,8 @@
 """The one map between our names and other projects': transformers' configurations and DeepSeek's inference code.
 
 Every key of a foreign configuration is read, or known to change nothing that a `ModelConfig` describes, or an error.
-The keys in `UNDESCRIBED` change the computation without changing a width, a count or a routing decision (position encoding,
-epsilons, clamps, storage format, multi-token prediction): `undescribed` returns them, so that nobody overlooks them.
+The keys in `UNDESCRIBED` change the computation without changing a width, a count or a routing decision (position
+encoding, epsilons, clamps, storage format, multi-token prediction): `undescribed` returns them, so that none is missed.
 transformers is imported only by `hf_config` and `hf_meta_model`.
 """
 
