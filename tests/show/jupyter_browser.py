@@ -1,0 +1,178 @@
+"""A JupyterLab of its own and a real Chromium on it: what every widget's browser test drives.
+
+`lab` (one server a module) starts JupyterLab in a temporary folder with private Jupyter directories, and opens
+notebooks given as a list of cells. No request leaves the machine, and the tests hold that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+TOKEN = "a-token-for-this-test-only"
+CHROMIUM_FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+
+
+def chromium() -> str:
+    """Where Chromium is; the `browser` mark has already skipped a test on a machine without one."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    found = os.environ.get("LABKIT_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if found is None:
+        pytest.skip("no Chromium on this machine (install chromium)")
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Notebook:
+    """An open notebook: run it, and read what its cells printed."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    def run_all(self) -> None:
+        """Run every cell, and wait until the last one has a number."""
+        self.page.get_by_text("Run", exact=True).first.click()
+        self.page.get_by_text("Run All Cells", exact=True).click()
+        self._wait_done(self.page.locator(".jp-Notebook .jp-CodeCell").count() - 1)
+
+    def run(self, number: int) -> str:
+        """Run the code cell of this number again (counted from 0) and return the text it shows."""
+        cell = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number)
+        cell.locator(".cm-content").click()
+        prompt = cell.locator(".jp-InputPrompt").first
+        before = prompt.inner_text()
+        self.page.keyboard.press("Control+Enter")
+        deadline = time.monotonic() + 60
+        while prompt.inner_text() in (before, "[*]:") and time.monotonic() < deadline:
+            time.sleep(0.05)
+        self._wait_done(number)
+        return self.output(number)
+
+    def output(self, number: int) -> str:
+        """The text that this cell shows now."""
+        return self.page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-OutputArea").inner_text()
+
+    def _wait_done(self, number: int) -> None:
+        prompt = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-InputPrompt").first
+        deadline = time.monotonic() + 120
+        while not prompt.inner_text().strip("[]: ").isdigit():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"cell {number} did not finish: {prompt.inner_text()!r}")
+            time.sleep(0.05)
+
+
+class Lab:
+    """The server and the browser."""
+
+    def __init__(self, root: Path, address: str, browser: Any) -> None:
+        self.root, self.address, self.browser = root, address, browser
+        self.outside: list[str] = []
+
+    @contextmanager
+    def open(self, cells: list[str], name: str = "test.ipynb", dark: bool = False) -> Iterator[Notebook]:
+        """A new notebook of these code cells, open in a fresh profile; requests to elsewhere are refused and kept."""
+        self._write(cells, name, dark)
+        context = self.browser.new_context(viewport={"width": 1200, "height": 1500})
+        context.route("**/*", self._inside_only)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(f"{self.address}/doc/tree/{name}?token={TOKEN}&reset")
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+        yield Notebook(page)
+        context.close()
+
+    def _inside_only(self, route: Any) -> None:
+        url = route.request.url
+        if url.startswith((self.address, self.address.replace("http", "ws"), "data:", "blob:")):
+            route.continue_()
+        else:
+            self.outside.append(url)
+            route.abort()
+
+    def _write(self, cells: list[str], name: str, dark: bool) -> None:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(notebook, self.root / name)
+        settings = self.root.parent / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+        settings.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(json.dumps({"theme": f"JupyterLab {'Dark' if dark else 'Light'}"}))
+
+
+def _private(folder: Path) -> dict[str, str]:
+    """An environment whose Jupyter, IPython and matplotlib keep everything under this folder."""
+    own = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own |= {"HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "MPLCONFIGDIR": str(folder / "mpl")}
+    own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    package = str(Path(__file__).resolve().parents[2])
+    paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, **own, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
+
+
+def _wait_up(address: str, server: subprocess.Popen, log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/api/status?token={TOKEN}", timeout=2):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+
+
+@contextmanager
+def jupyterlab(folder: Path) -> Iterator[tuple[Path, str]]:
+    """A JupyterLab server on a free port, its root a new folder under this one: (root, address)."""
+    root, port, log = folder / "root", free_port(), folder / "server.log"
+    root.mkdir()
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
+        f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--ServerApp.root_dir={root}",
+        f"--IdentityProvider.token={TOKEN}", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate",
+        "--LabApp.news_url=None", "--LabServerApp.extension_manager=readonly",
+    ]  # fmt: skip
+    with log.open("w") as out:
+        server = subprocess.Popen(command, env=_private(folder), cwd=root, stdout=out, stderr=out, start_new_session=True)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            _wait_up(address, server, log)
+            yield root, address
+        finally:
+            os.killpg(server.pid, signal.SIGTERM)
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One JupyterLab and one Chromium for a module of tests."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    executable = chromium()
+    with jupyterlab(tmp_path_factory.mktemp("jupyterlab")) as (root, address), sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
+        yield Lab(root, address, browser)
+        browser.close()
