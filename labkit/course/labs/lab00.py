@@ -1,0 +1,315 @@
+"""Lab 00: your machine, the map, the claims. Its exercises and the words that help.
+
+What they are tested on lies in `_00_cases`, the mistaken implementations in `_00_mistakes`.
+"""
+
+from __future__ import annotations
+
+from labkit.course.exercise import Exercise, Oracle
+from labkit.course.judge import Mistake
+from labkit.course.labs import Lab
+from labkit.course.labs import _00_cases as right
+from labkit.course.labs import _00_mistakes as wrong
+from labkit.course.labs import _00_oracles as theirs
+from labkit.course.labs._00_recap import QUESTIONS
+
+EXPERT_PARAMS = Exercise(
+    id="00.expert_params",
+    title="Parameters of one expert",
+    difficulty=1,
+    minutes=3,
+    points=1,
+    reference=right.expert_params,
+    cases=right.expert_cases,
+    hints=(
+        "Count matrices first, then the size of each. The formula in the text above has one letter for each matrix.",
+        "W_gate and W_up lead from D to F, W_down leads back. None of them has a bias.",
+        "All three have D·F entries, so the body is one line: return 3 * d_model * d_expert.",
+    ),
+    mistakes=(
+        Mistake(
+            "two_matrices",
+            "You counted the two matrices of the classic feed-forward layer, up and down. SwiGLU has one more: look at "
+            "what stands inside its SiLU.",
+            like=wrong.expert_two_matrices,
+        ),
+        Mistake(
+            "one_matrix",
+            "That is one matrix. A token has to enter the expert, be gated, and come out again.",
+            like=wrong.expert_one_matrix,
+        ),
+        Mistake(
+            "with_biases",
+            "The matrices are right, but you gave them biases. GPT-OSS has those; the experts of this exercise, like "
+            "those of Mixtral, OLMoE, Qwen3 and DeepSeek, have none.",
+            like=wrong.expert_with_biases,
+        ),
+        Mistake(
+            "square",
+            "Your matrices are D × D, as in attention. An expert has a width of its own, F, on its inside.",
+            like=wrong.expert_square,
+        ),
+        Mistake(
+            "added_widths",
+            "You added the widths. A matrix that leads from D values to F values has a number for every pair of them.",
+            like=wrong.expert_added,
+        ),
+    ),
+    oracle=Oracle("transformers' SwiGLU network on the meta device", theirs.expert_params),
+)
+
+LAYER_PARAMS = Exercise(
+    id="00.layer_params",
+    title="Total and active parameters of a sparse layer",
+    difficulty=1,
+    minutes=10,
+    points=2,
+    reference=right.layer_params,
+    cases=right.layer_cases,
+    hints=(
+        "Sort the parts into two heaps: what every token uses, and what only some tokens use. Only one part belongs to "
+        "the second heap.",
+        "Every token uses the router, all of it (E·D), and every shared expert. Of the E routed experts `total` counts "
+        "all, `active` K.",
+        "always = num_experts * d_model + num_shared_experts * expert; then return always + num_experts * expert, "
+        "always + top_k * expert, where expert is the number of the first exercise.",
+    ),
+    mistakes=(
+        Mistake(
+            "order",
+            "Both numbers are right, in the wrong order: the total comes first, then the active ones.",
+            like=wrong.layer_swapped,
+        ),
+        Mistake(
+            "no_router",
+            "The experts are right; the router is missing. It is one matrix, with a row of D numbers for each expert. "
+            "Small, but without it nobody knows where to go.",
+            like=wrong.layer_without_router,
+        ),
+        Mistake(
+            "partial_router",
+            "You counted only K rows of the router as active. To find the best K it must score all E experts first, so "
+            "every token uses every row.",
+            like=wrong.layer_partial_router,
+        ),
+        Mistake(
+            "router_asleep",
+            "The total has the router, the active count has not. Does a token get anywhere without being routed?",
+            like=wrong.layer_router_asleep,
+        ),
+        Mistake(
+            "shared_asleep",
+            "Shared experts are missing among the active ones. What makes them shared is that every token visits them.",
+            like=wrong.layer_shared_asleep,
+        ),
+        Mistake(
+            "no_shared",
+            "`num_shared_experts` never reaches the result. Shared experts come on top of the routed ones.",
+            like=wrong.layer_without_shared,
+        ),
+        Mistake(
+            "shared_in_router",
+            "The experts are right, but your router has a row for each shared expert too. Nothing is decided about "
+            "those, so the router does not know them.",
+            like=wrong.layer_shared_in_router,
+        ),
+        Mistake(
+            "all_active",
+            "Here every parameter is active: that is a dense layer. A token visits K of the E routed experts.",
+            like=wrong.layer_all_active,
+        ),
+        Mistake(
+            "scaled_total",
+            "You took K/E of the whole layer. Only the routed experts shrink by that share; the router and the shared "
+            "experts are used in full.",
+            like=wrong.layer_scaled,
+        ),
+    ),
+    oracle=Oracle(
+        "transformers' sparse blocks and the gradient of one token",
+        theirs.layer_params,
+        fits=lambda case: case.args[0] < 100,
+    ),
+)
+
+KV_BYTES = Exercise(
+    id="00.kv_bytes",
+    title="What one more token costs in the KV cache",
+    difficulty=1,
+    minutes=5,
+    points=1,
+    reference=right.kv_bytes,
+    cases=right.kv_cases,
+    hints=(
+        "For one token and one layer: which vectors does attention want to see again later?",
+        "A key and a value, each of head_dim numbers, for every key-value head, in every layer. Queries are used once "
+        "and forgotten.",
+        "return num_layers * 2 * num_kv_heads * head_dim * bytes_per_value",
+    ),
+    mistakes=(
+        Mistake(
+            "one_of_two",
+            "Half of it: attention compares with the keys and then adds up the values. Both are kept.",
+            like=wrong.kv_keys_only,
+        ),
+        Mistake(
+            "query_heads",
+            "You counted query heads. With grouped queries (GQA) several query heads read one pair of key and value; "
+            "the cache holds each pair once. That was the reason for inventing it.",
+            like=wrong.kv_all_heads,
+        ),
+        Mistake(
+            "one_layer",
+            "That is one layer. Each layer has keys and values of its own.",
+            like=wrong.kv_one_layer,
+        ),
+        Mistake(
+            "always_16_bit",
+            "Right for 16-bit caches only: `bytes_per_value` is not used.",
+            like=wrong.kv_always_16_bit,
+        ),
+        Mistake(
+            "values_not_bytes",
+            "You counted numbers; each of them takes `bytes_per_value` bytes.",
+            like=wrong.kv_values,
+        ),
+        Mistake(
+            "bits",
+            "Eight times too much: these are bits. The exercise asks for bytes.",
+            like=wrong.kv_bits,
+        ),
+    ),
+    oracle=Oracle(
+        "the growing cache of a tiny transformers Mixtral",
+        theirs.kv_bytes,
+        fits=lambda case: case.args[0] < 10 and case.args[4:] != (1,),
+    ),
+)
+
+ADAM_MEMORY = Exercise(
+    id="00.adam_memory",
+    title="What Adam keeps for every parameter",
+    difficulty=2,
+    minutes=10,
+    points=2,
+    reference=right.adam_memory,
+    cases=right.adam_cases,
+    hints=(
+        "Four things are kept for each parameter. For each, ask: how many numbers, and how many bytes each? A float32 "
+        "takes 4 bytes, a bfloat16 takes 2.",
+        "Mixed: weights 2, gradients 2, master copy 4, and two moments of 4. In float32 throughout, weights and "
+        "gradients take 4 each, and the weights are their own master copy.",
+        'size = 2 if mixed else 4; then {"weights": size * P, "gradients": size * P, "master": 4 * P if mixed else 0, '
+        '"moments": 8 * P} with P = num_params.',
+    ),
+    mistakes=(
+        Mistake(
+            "no_master",
+            "Mixed precision without the float32 master copy. A typical update is a thousandth of the weight or less, "
+            "and bfloat16 rounds that away: the master copy is where small steps add up.",
+            like=wrong.adam_no_master,
+        ),
+        Mistake(
+            "second_copy",
+            "In float32 throughout there is no second copy: the weights themselves have the precision that the master "
+            "copy is kept for.",
+            like=wrong.adam_second_copy,
+        ),
+        Mistake(
+            "one_moment",
+            "Adam keeps two numbers for every parameter, a mean of the gradient and a mean of its square (Kingma and "
+            "Ba 2015, algorithm 1). You kept one, as momentum would.",
+            like=wrong.adam_one_moment,
+        ),
+        Mistake(
+            "narrow_moments",
+            "Your moments take 2 bytes each in mixed precision. In the convention of this exercise only weights and "
+            "gradients are narrow; everything that accumulates stays in float32.",
+            like=wrong.adam_narrow_moments,
+        ),
+        Mistake(
+            "wide_gradients",
+            "Your gradients are float32 in mixed precision too. Some frameworks do that (18 bytes a parameter), but "
+            "the convention asked for is ZeRO's, with 16-bit gradients.",
+            like=wrong.adam_wide_gradients,
+        ),
+        Mistake(
+            "no_gradients",
+            "Nothing is counted for the gradients. Between backward and step each parameter has one.",
+            like=wrong.adam_no_gradients,
+        ),
+        Mistake(
+            "flag_unused",
+            "`mixed=False` gives the mixed numbers. In float32 throughout, weights and gradients are wider, and one "
+            "part is not needed at all.",
+            like=wrong.adam_always_mixed,
+        ),
+        Mistake(
+            "only_the_sum",
+            "One number came back. Its parts are asked for: a dict with weights, gradients, master and moments.",
+            when=lambda failure: type(failure.got) in (int, float),
+        ),
+    ),
+    oracle=Oracle("torch's AdamW, its tensors weighed", theirs.adam_memory, fits=lambda case: case.args[0] < 10**6),
+)
+
+GPUS_NEEDED = Exercise(
+    id="00.gpus_needed",
+    title="The smallest number of cards",
+    difficulty=1,
+    minutes=5,
+    points=1,
+    reference=right.gpus_needed,
+    cases=right.gpus_cases,
+    hints=(
+        "How much of one card can really be used? Then: how often does that go into what is needed, and which way do "
+        "you round?",
+        "Of each card gpu_memory · (1 - reserve) is usable. Two and a bit means three. And the docstring says: "
+        "one kind of input has to be refused.",
+        "if not 0 <= reserve < 1: raise ValueError(...), then return math.ceil(needed / (gpu_memory * (1 - reserve)))",
+    ),
+    mistakes=(
+        Mistake(
+            "rounded_down",
+            "You rounded down, so the last gigabytes have no card to live on.",
+            like=wrong.gpus_rounded_down,
+        ),
+        Mistake(
+            "rounded",
+            "You rounded to the nearest number. 2.01 cards' worth needs three cards, because nobody sells a hundredth.",
+            like=wrong.gpus_rounded,
+        ),
+        Mistake(
+            "one_too_many",
+            "One card too many where it fits exactly: rounding down and adding one is not the same as rounding up.",
+            like=wrong.gpus_one_more,
+        ),
+        Mistake(
+            "nothing_reserved",
+            "`reserve` is not used. The driver, the workspace and fragmentation take their part of every card.",
+            like=wrong.gpus_nothing_reserved,
+        ),
+        Mistake(
+            "reserve_on_needed",
+            "You made the need larger by the reserve instead of the cards smaller. With a tenth reserved, a card "
+            "holds 9/10 of its memory, and 1/0.9 is more than 1.1.",
+            like=wrong.gpus_reserve_on_needed,
+        ),
+        Mistake(
+            "reserve_is_all",
+            "You used the reserved part of each card and left the rest empty.",
+            like=wrong.gpus_only_the_reserve,
+        ),
+    ),
+)
+
+LAB = Lab(
+    number="00",
+    name="start",
+    title="Start: your machine, the map, the claims",
+    minutes=50,
+    hardware="any CPU; with a GPU, the last check weighs a layer of real size",
+    claims=(6,),
+    exercises=(EXPERT_PARAMS, LAYER_PARAMS, KV_BYTES, ADAM_MEMORY, GPUS_NEEDED),
+    questions=QUESTIONS,
+)
