@@ -71,7 +71,8 @@ def gpu(name: str) -> Gpu:
     """
     if isinstance(name, str) and name in GPUS:
         return GPUS[name]
-    near = get_close_matches(str(name), GPUS, n=1, cutoff=0.4)
+    longer = [known for known in GPUS if known.lower().startswith(str(name).lower())]
+    near = longer or get_close_matches(str(name), GPUS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "see the list"
     raise ValueError(f"there is no GPU {name!r}; {hint} (known: {', '.join(GPUS)})")
 
