@@ -158,7 +158,7 @@ def experts_grouped_mm(
     x_ND = reference.permute(x_TD, token_N)
     gate, up = F.grouped_mm(x_ND, gate_up_E2FD.mT, offs=offsets_E).chunk(2, dim=-1)
     y_ND = F.grouped_mm(F.silu(gate) * up, down_EDF.mT, offs=offsets_E)
-    return reference.combine(y_ND, order_N, topk_scores_TK)
+    return reference.combine(y_ND, order_N, topk_scores_TK).to(x_TD.dtype)
 
 
 def _grouped_mm_supports(problem: Problem) -> str:

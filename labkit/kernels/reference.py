@@ -14,17 +14,14 @@ from torch import Tensor
 
 from labkit.core.config import GROUP_SCORES, SCORE_FNS, GroupScore, ScoreFn
 
-# What transformers' DeepSeek-V3 router adds before it divides. Below float32's resolution for any sum of softmax
-# scores, so it changes nothing in the other families; it only keeps 0/0 out when K sigmoids all underflow.
+# What transformers' DeepSeek-V3 router adds before it divides: too small to change a sum of softmax scores, and it
+# keeps 0/0 out when K sigmoids all underflow.
 RENORMALISE_EPS = 1e-20
 
 
 def widen(tensor: Tensor) -> Tensor:
     """The same values in float32, or untouched in float64: the precision in which routing is decided."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()
-
-
-# ---------------------------------------------------------------------------------------------------------- deciding
 
 
 def scores(logits_TE: Tensor, score_fn: ScoreFn = "softmax") -> Tensor:
@@ -198,9 +195,6 @@ def _need_ids(topk_ids_TK: Tensor, T: int) -> None:
         raise ValueError(f"topk_ids_TK has dtype {topk_ids_TK.dtype}; give torch.int64")
 
 
-# --------------------------------------------------------------------------------------------------------- computing
-
-
 def swiglu(x: Tensor, w_gate_up_2FD: Tensor, w_down_DF: Tensor) -> Tensor:
     """One expert: SiLU of the gate half, times the up half, projected back (Shazeer 2020, "GLU variants", equation 6).
 
@@ -211,8 +205,8 @@ def swiglu(x: Tensor, w_gate_up_2FD: Tensor, w_down_DF: Tensor) -> Tensor:
 
     Returns [..., D]. Raises ValueError if the widths do not fit.
 
-    >>> swiglu(torch.ones(1, 1), torch.tensor([[0.0], [3.0]]), torch.ones(1, 1)).tolist()
-    [[0.0]]
+    >>> swiglu(torch.ones(1), torch.tensor([[0.0], [3.0]]), torch.ones(1, 1)).tolist()
+    [0.0]
     """
     D, F_ = w_down_DF.shape[-2:]
     if w_gate_up_2FD.shape[-2:] != (2 * F_, D) or x.shape[-1] != D:
@@ -274,7 +268,7 @@ def experts_sorted(
     order_N, token_N, offsets_E = sort_by_expert(topk_ids_TK, gate_up_E2FD.shape[0])
     slices = permute(x_TD, token_N).tensor_split(offsets_E[:-1].tolist())
     y_ND = torch.cat([swiglu(x, up, down) for x, up, down in zip(slices, gate_up_E2FD, down_EDF, strict=True)])
-    return combine(y_ND, order_N, topk_scores_TK)
+    return combine(y_ND, order_N, topk_scores_TK).to(x_TD.dtype)
 
 
 def sort_by_expert(topk_ids_TK: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -345,9 +339,7 @@ def check_experts(
     T, D = x_TD.shape
     _need_ids(topk_ids_TK, T)
     if topk_scores_TK.shape != topk_ids_TK.shape:
-        raise ValueError(
-            f"topk_scores_TK has shape {tuple(topk_scores_TK.shape)}; expected {tuple(topk_ids_TK.shape)}, as the ids"
-        )
+        raise ValueError(f"topk_scores_TK has shape {tuple(topk_scores_TK.shape)}; expected {tuple(topk_ids_TK.shape)}")
     if gate_up_E2FD.ndim != 3 or gate_up_E2FD.shape[1] % 2 or gate_up_E2FD.shape[2] != D:
         raise ValueError(f"gate_up_E2FD has shape {tuple(gate_up_E2FD.shape)}; expected (E, 2F, {D})")
     E, F_ = gate_up_E2FD.shape[0], gate_up_E2FD.shape[1] // 2

@@ -113,6 +113,15 @@ def test_the_named_and_the_forced_implementation_reach_the_layer():
         layer(x)
 
 
+@pytest.mark.parametrize("implementation", dispatch.names())
+def test_autocast_keeps_the_experts_dtype(implementation):
+    layer, x = MoE(CONFIG, implementation), tokens(5, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y, routing = layer(x, return_routing=True)
+    assert (y.dtype, routing.logits_TE.dtype) == (torch.float32, torch.float32)
+    torch.testing.assert_close(y, layer(x), rtol=0.1, atol=0.1)
+
+
 def test_bfloat16_layer_keeps_its_dtype_and_decides_in_float32():
     y, routing = MoE(CONFIG).bfloat16()(tokens(5, 16).bfloat16(), return_routing=True)
     assert y.dtype == torch.bfloat16
