@@ -104,7 +104,8 @@ def test_downward_and_same_room_imports_are_fine(tmp_path):
 
 def loaded_by(statement: str) -> set[str]:
     """The top-level modules that a fresh interpreter holds after one statement."""
-    code = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r}); {statement}; print(*{{m.split('.')[0] for m in sys.modules}})"
+    here = f"import sys; sys.path.insert(0, {str(PACKAGE.parent)!r})"
+    code = f"{here}; {statement}; print(*{{m.split('.')[0] for m in sys.modules}})"
     return set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
 
 
