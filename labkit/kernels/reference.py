@@ -1,7 +1,7 @@
 """The specification: routing and experts in slow, obvious torch. Every faster kernel is tested against these functions.
 
 Left out on purpose: capacity and dropping (see `train.balance`), quantised weights, anything fused.
-Arithmetic runs in float32 whatever comes in, and in float64 where float64 comes in (so that gradients can be checked).
+Arithmetic runs in float32 whatever comes in, in float64 where float64 comes in (so that gradients can be checked).
 
 Shape suffixes: T tokens, D model width, F expert width, E experts, K experts per token, N = T·K pairs (token, expert).
 """
@@ -252,8 +252,7 @@ def experts_onehot(
     zeros_TE = topk_scores_TK.new_zeros(x_TD.shape[0], gate_up_E2FD.shape[0])
     dispatch_TE = zeros_TE.scatter(1, topk_ids_TK, 1.0).to(x_TD.dtype)
     combine_TE = widen(zeros_TE.scatter(1, topk_ids_TK, topk_scores_TK))
-    x_ETD = torch.einsum("te,td->etd", dispatch_TE, x_TD)
-    y_ETD = swiglu(x_ETD, gate_up_E2FD, down_EDF).to(combine_TE.dtype)
+    y_ETD = swiglu(torch.einsum("te,td->etd", dispatch_TE, x_TD), gate_up_E2FD, down_EDF).to(combine_TE.dtype)
     return torch.einsum("te,etd->td", combine_TE, y_ETD).to(x_TD.dtype)
 
 
