@@ -116,6 +116,7 @@ def test_a_dense_model_and_a_tied_one() -> None:
 def test_cache_by_hand() -> None:
     assert cost.kv_cache_bytes_per_token(preset("olmoe-1b-7b")) == 16 * 2 * 16 * 128 * 2
     assert cost.kv_cache_bytes_per_token(preset("deepseek-v3")) == 61 * (512 + 64) * 2
+    assert cost.kv_cache_bytes_per_token(preset("deepseek-v3"), bytes_per_value=1) == 61 * (512 + 64)
     gpt = preset("gpt-oss-20b")
     per_layer = 2 * 8 * 64 * 2
     assert cost.kv_cache_bytes(gpt, 3, 100) == 3 * 100 * cost.kv_cache_bytes_per_token(gpt)
