@@ -22,7 +22,8 @@ PIXEL = base64.b64encode(
     base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII=")
 ).decode()
 WIDGET = "application/vnd.jupyter.widget-view+json"
-MEASURED = dict(claim=1, measure="flops_saved", value=90.0, low=89.0, high=91.0, runs=3, condition="a <test>")
+MEASURED = {"claim": 1, "measure": "flops_saved", "value": 90.0, "low": 89.0, "high": 91.0, "runs": 3}
+MEASURED["condition"] = "a <test>"
 SHOW = "from IPython.display import display\n"
 
 
@@ -68,7 +69,7 @@ def made_up():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(labs, "numbers", lambda: tuple(NOTEBOOKS))
         patch.setattr(labs, "lab", fake_lab)
-        patch.setattr(run, "source_of", lambda number, blank: (BLANK if blank else NOTEBOOKS)[number])
+        patch.setattr(run, "source_of", lambda lab, blank: (BLANK if blank else NOTEBOOKS)[lab.number])
         patch.setattr(run, "package_digest", lambda: "same")
         yield
 
@@ -130,7 +131,8 @@ def test_a_solved_run_with_an_exercise_not_passed_is_a_failure(done):
 )
 def test_every_exercise_must_be_as_the_kind_of_run_demands(verdicts, blank, problem):
     found = result.exercise_problem(verdicts, ("a", "b"), blank)
-    assert (problem in found) and bool(problem) == bool(found)
+    assert problem in found
+    assert bool(problem) == bool(found)
 
 
 def test_what_went_well_is_kept_and_what_failed_runs_again(done, tmp_path, monkeypatch):
