@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 import pytest
 
+WAIT_S = 60.0
 TOKEN = "a-token-for-this-test-only"
 CHROMIUM_FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -48,14 +49,14 @@ def free_port() -> int:
 class Notebook:
     """An open notebook: run it, and read what its cells printed."""
 
-    def __init__(self, page: Any) -> None:
-        self.page = page
+    def __init__(self, page: Any, cells: int) -> None:
+        self.page, self.cells = page, cells
 
     def run_all(self) -> None:
         """Run every cell, and wait until the last one has a number."""
         self.page.get_by_text("Run", exact=True).first.click()
         self.page.get_by_text("Run All Cells", exact=True).click()
-        self._wait_done(self.page.locator(".jp-Notebook .jp-CodeCell").count() - 1)
+        self._wait_done(self.cells - 1)
 
     def run(self, number: int) -> str:
         """Run the code cell of this number again (counted from 0) and return the text it shows."""
@@ -64,7 +65,7 @@ class Notebook:
         prompt = cell.locator(".jp-InputPrompt").first
         before = prompt.inner_text()
         self.page.keyboard.press("Control+Enter")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_S
         while prompt.inner_text() in (before, "[*]:") and time.monotonic() < deadline:
             time.sleep(0.05)
         self._wait_done(number)
@@ -76,7 +77,7 @@ class Notebook:
 
     def _wait_done(self, number: int) -> None:
         prompt = self.page.locator(".jp-Notebook .jp-CodeCell").nth(number).locator(".jp-InputPrompt").first
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + WAIT_S
         while not prompt.inner_text().strip("[]: ").isdigit():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"cell {number} did not finish: {prompt.inner_text()!r}")
@@ -100,8 +101,8 @@ class Lab:
         page.set_default_timeout(60_000)
         page.goto(f"{self.address}/doc/tree/{name}?token={TOKEN}&reset")
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
-        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
-        yield Notebook(page)
+        page.get_by_text("| Idle").first.wait_for()
+        yield Notebook(page, len(cells))
         context.close()
 
     def _inside_only(self, route: Any) -> None:
@@ -116,16 +117,26 @@ class Lab:
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
         nbformat.write(notebook, self.root / name)
-        settings = self.root.parent / "settings" / "@jupyterlab" / "apputils-extension" / "themes.jupyterlab-settings"
+        self._set("apputils-extension/themes", {"theme": f"JupyterLab {'Dark' if dark else 'Light'}"})
+        self._set("apputils-extension/notification", {"fetchNews": "false", "checkForUpdates": False})
+        self._set("notebook-extension/tracker", {"windowingMode": "none"})
+
+    def _set(self, plugin: str, values: dict[str, Any]) -> None:
+        settings = self.root.parent / "settings" / "@jupyterlab" / f"{plugin}.jupyterlab-settings"
         settings.parent.mkdir(parents=True, exist_ok=True)
-        settings.write_text(json.dumps({"theme": f"JupyterLab {'Dark' if dark else 'Light'}"}))
+        settings.write_text(json.dumps(values))
 
 
 def _private(folder: Path) -> dict[str, str]:
     """An environment whose Jupyter, IPython and matplotlib keep everything under this folder."""
-    own = {name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")}
+    own = {
+        name: str(folder / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR")
+    }
     own |= {"HOME": str(folder), "IPYTHONDIR": str(folder / "ipython"), "MPLCONFIGDIR": str(folder / "mpl")}
-    own |= {"JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces")}
+    own |= {
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+    }
     package = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, **own, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "JUPYTER_PLATFORM_DIRS": "1"}
@@ -154,7 +165,9 @@ def jupyterlab(folder: Path) -> Iterator[tuple[Path, str]]:
         "--LabApp.news_url=None", "--LabServerApp.extension_manager=readonly",
     ]  # fmt: skip
     with log.open("w") as out:
-        server = subprocess.Popen(command, env=_private(folder), cwd=root, stdout=out, stderr=out, start_new_session=True)
+        server = subprocess.Popen(
+            command, env=_private(folder), cwd=root, stdout=out, stderr=out, start_new_session=True
+        )
         try:
             address = f"http://127.0.0.1:{port}"
             _wait_up(address, server, log)

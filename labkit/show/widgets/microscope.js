@@ -223,7 +223,7 @@ function render({ model, el: host }) {
       else c.extra.setAttribute("visibility", "hidden");
       if (p.ghosts && on) box(c.ghost, 0, p.ghosts[e]);
       else c.ghost.setAttribute("visibility", "hidden");
-      const top = Math.max(p.base[e], p.tops[e], p.ghosts && on ? p.ghosts[e] : 0, 0);
+      const top = Math.max(p.base[e], p.tops[e], 0);
       c.value.textContent = E <= 16 && (step < 4 || on) ? p.tops[e].toFixed(2).replace("-", "−") : "";
       c.value.setAttribute("y", y(top) - 5);
       c.name.textContent = on ? `✓ ${e}` : e % every === 0 ? e : "";

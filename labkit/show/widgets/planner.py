@@ -1,0 +1,193 @@
+"""The planner: a published model, a GPU, and what of it fits. Plain ipywidgets, so every control takes the keyboard."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+import ipywidgets
+
+from labkit.core.cost import GPUS, Fit, fits, inference_memory, kv_cache_bytes_per_token, model_params, training_memory
+from labkit.core.hardware import GB
+from labkit.core.memory import OPTIMIZERS, PRECISIONS, WEIGHT_BITS, InferenceMemory, TrainingMemory
+from labkit.core.presets import PRESETS, preset
+from labkit.show.cards import Card
+from labkit.show.figures import memory_stack
+from labkit.show.picture import Picture, png
+from labkit.show.widgets.base import Pictured
+
+BATCHES = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one choice of model and machine needs, in bytes, and whether it fits with a tenth held in reserve."""
+
+    model: str
+    gpu: str
+    count: int
+    params: int
+    active: int
+    cache_per_token: float
+    serving: InferenceMemory
+    training: TrainingMemory
+    checkpointed: TrainingMemory
+    checkpointing: bool
+    serve_fit: Fit
+    train_fit: Fit
+
+    @property
+    def capacity(self) -> int:
+        """Bytes on all the GPUs together."""
+        return GPUS[self.gpu].memory * self.count
+
+
+def plan(
+    model: str,
+    gpu: str,
+    *,
+    count: int = 1,
+    batch: int = 1,
+    context: int = 4096,
+    weight_bits: int = 16,
+    precision: str = "mixed",
+    optimizer: str = "adam",
+    checkpointing: bool = False,
+) -> Plan:
+    """The memory of serving and of training a published model, the micro-batch being `batch` sequences of `context`.
+
+    Args:
+        model: a key of `PRESETS`.
+        gpu: a key of `GPUS`; `count` of them share everything evenly, the best case.
+        weight_bits: of the served weights.
+        precision, optimizer, checkpointing: of training, as in `core.memory.training_memory`.
+
+    Raises ValueError for an unknown name or a number out of range.
+
+    >>> p = plan("olmoe-1b-7b", "T4", weight_bits=8)
+    >>> bool(p.serve_fit), bool(p.train_fit)
+    (True, False)
+    """
+    config = preset(model)
+    serving = inference_memory(config, batch, context, weight_bits)
+    kept, light = (
+        training_memory(
+            config, batch * context, context, precision=precision, optimizer=optimizer, checkpointing=checkpoint
+        )
+        for checkpoint in (False, True)
+    )
+    chosen = light if checkpointing else kept
+    params = model_params(config)
+    return Plan(
+        config.name, gpu, count, params.total, params.active, kv_cache_bytes_per_token(config), serving, kept, light,
+        checkpointing, fits(serving.total, gpu, count), fits(chosen.total, gpu, count),
+    )  # fmt: skip
+
+
+def breakdowns(p: Plan) -> dict[str, dict[str, int]]:
+    """The bars of `memory_stack`: serving, training, training with checkpointing."""
+    bars = {"serve": {"weights": p.serving.weights, "KV cache": p.serving.kv_cache}}
+    for name, t in (("train", p.training), ("train, checkpointing", p.checkpointed)):
+        bars[name] = {"weights": t.weights, "master copy": t.master, "gradients": t.gradients}
+        bars[name] |= {"optimizer": t.optimizer, "activations": t.activations}
+    return bars
+
+
+def _gb(value: float) -> str:
+    return f"{value / GB:,.1f} GB"
+
+
+def _verdict(what: str, fit: Fit) -> str:
+    if fit:
+        return f"{what} fits, with {_gb(fit.spare)} to spare."
+    return f"{what} does not fit: {_gb(-fit.spare)} too much."
+
+
+def card(p: Plan) -> Card:
+    """The plan in words and numbers."""
+    machine = f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu
+    table = [("what", "serve", "train", "train, checkpointing")]
+    table += [
+        ("weights", _gb(p.serving.weights), _gb(p.training.weights), _gb(p.checkpointed.weights)),
+        ("master copy", "–", _gb(p.training.master), _gb(p.checkpointed.master)),
+        ("gradients", "–", _gb(p.training.gradients), _gb(p.checkpointed.gradients)),
+        ("optimizer", "–", _gb(p.training.optimizer), _gb(p.checkpointed.optimizer)),
+        ("activations (estimate)", "–", _gb(p.training.activations), _gb(p.checkpointed.activations)),
+        ("KV cache", _gb(p.serving.kv_cache), "–", "–"),
+        ("total", _gb(p.serving.total), _gb(p.training.total), _gb(p.checkpointed.total)),
+    ]
+    how = "Training with checkpointing" if p.checkpointing else "Training without checkpointing"
+    lines = [
+        f"{p.params / 1e9:,.2f} billion parameters, {p.active / 1e9:,.2f} billion active per token "
+        f"({p.active / p.params:.0%}); {p.cache_per_token / 1e3:,.1f} kB of KV cache per token at 16 bits.",
+        f"{machine}: {_gb(p.capacity)}, a tenth held in reserve. "
+        f"{_verdict('Serving', p.serve_fit)} {_verdict(how, p.train_fit)}",
+    ]
+    return Card("pass" if p.serve_fit and p.train_fit else "info", f"{p.model} on {machine}", lines, table)
+
+
+class Planner(Pictured, ipywidgets.VBox):
+    """The live planner; `plan` is the plan of the present choices.
+
+    Args:
+        model, gpu: what is chosen at first.
+
+    Raises ValueError for a model or a GPU that the lists do not have.
+    """
+
+    def __init__(self, model: str = "olmoe-1b-7b", gpu: str = "T4") -> None:
+        self._plan = plan(model, gpu)
+        self.model = _pick("Model", PRESETS, self._plan.model)
+        self.gpu = _pick("GPU", GPUS, gpu)
+        self.count = _pick("GPUs", (1, 2, 4, 8, 16, 32, 64), 1)
+        self.batch = _pick("Batch", BATCHES, 1)
+        self.context = _pick("Context", CONTEXTS, 4096)
+        self.weight_bits = _pick("Serving bits", WEIGHT_BITS, 16)
+        self.precision = _pick("Training", PRECISIONS, "mixed")
+        self.optimizer = _pick("Optimizer", OPTIMIZERS, "adam")
+        self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", value=False, indent=False)
+        self._out = ipywidgets.HTML()
+        controls = self._controls()
+        rows = [list(controls.values())[i : i + 3] for i in range(0, len(controls), 3)]
+        super().__init__(
+            children=[*(ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), self._out]
+        )
+        for control in controls.values():
+            control.observe(self._refresh, names="value")
+        self._refresh()
+
+    @property
+    def plan(self) -> Plan:
+        """What the present choices need."""
+        return self._plan
+
+    def picture(self) -> Picture:
+        """The stacked bars, described by the whole table."""
+        p = self._plan
+        figure = memory_stack(breakdowns(p), p.capacity, f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu)
+        figure.alt = str(card(p))
+        return figure
+
+    def _controls(self) -> dict[str, Any]:
+        names = ("model", "gpu", "count", "batch", "context", "weight_bits", "precision", "optimizer", "checkpointing")
+        return {name: getattr(self, name) for name in names}
+
+    def _refresh(self, change: Any = None) -> None:
+        self._plan = plan(**{name: control.value for name, control in self._controls().items()})
+        picture = self.picture()
+        data = b64encode(png(picture)).decode("ascii")
+        said = escape(f"Stacked bars of memory: {picture.alt}", quote=True)
+        image = f'<img alt="{said}" src="data:image/png;base64,{data}" style="max-width: 100%;">'
+        self._out.value = f"{card(self._plan).html()}{image}"
+
+
+def _pick(name: str, options: Any, value: Any) -> ipywidgets.Dropdown:
+    return ipywidgets.Dropdown(description=name, options=list(options), value=value, layout={"width": "240px"})
+
+
+def planner(model: str = "olmoe-1b-7b", gpu: str = "T4") -> Planner:
+    """The planner, opened at this model and GPU."""
+    return Planner(model, gpu)
