@@ -43,7 +43,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from IPython.display import Markdown, display
-from matplotlib.colors import ListedColormap
 
 from labkit import show
 from labkit.core import presets, runtime
@@ -632,36 +631,30 @@ p = predict("01.regions", "Share of the plane whose favourite expert changes bet
 
 # %%
 _, snapshots, every = trained["K = 2, renormalised"][0]
-side = torch.linspace(-2.4, 2.4, 121)
-plane = torch.stack(torch.meshgrid(side, side, indexing="xy"), dim=-1)
-plane = torch.cat([plane, torch.ones(121, 121, 1)], dim=-1)
-favourites = [top_k(scores(plane @ router.T), 1)[0][..., 0] for router in snapshots]
-p.against(100 * (favourites[0] != favourites[-1]).float().mean().item())
+plane = torch.from_numpy(figures.region_grid(2 * points))
+plane = torch.cat([plane, torch.ones(len(plane), 1)], dim=1)
+favourites = {i * every: top_k(scores(plane @ router.T), 1)[0][:, 0] for i, router in enumerate(snapshots)}
+first, last = favourites[0], favourites[max(favourites)]
+p.against(100 * (first != last).float().mean().item())
 
 # %% [markdown]
-# Some moments of the training side by side, and all of them under the slider (arrow keys work too). Colour is the favourite
-# expert, dots are the points.
+# Four moments of the training side by side. Colour is the favourite expert, each marker is a point of one arm.
 
 # %%
-def regions(moments):
-    """The plane at some snapshots: colour is the favourite expert, dots are the points."""
-    with style.use():
-        fig, axes = picture.new(columns=len(moments), size=(2.2 * len(moments) + 0.3, 2.5))
-        for axis, moment in zip(axes, moments, strict=True):
-            colors = ListedColormap(style.PALETTE[:6])
-            axis.imshow(favourites[moment], origin="lower", extent=(-2.4, 2.4, -2.4, 2.4), cmap=colors, vmin=0, vmax=5, alpha=0.6)
-            axis.scatter(*(2 * points).T, c=[style.INK] * len(points), s=1)
-            axis.set(title=f"step {moment * every}", xticks=[], yticks=[])
-    fig.alt = f"Regions of six experts after {', '.join(str(moment * every) for moment in moments)} steps."
-    return fig
+arm_names = [f"arm {arm}" for arm in arms.tolist()]
+moments = {step: favourites[step] for step in (0, every, 6 * every, max(favourites))}
+display(figures.decision_regions(2 * points, arm_names, moments, 6))
 
-
-display(regions([0, 1, 3, 6, 15]))
+# %% [markdown]
+# And all of them under a slider; the arrow keys work too. (In a saved page, where no kernel answers, the four above stand
+# for the rest.)
 
 # %%
-frames = [picture.png(regions([moment])) for moment in range(len(snapshots))]
+frames = [
+    picture.png(figures.decision_regions(2 * points, arm_names, {step: owner}, 6)) for step, owner in favourites.items()
+]
 image = ipywidgets.Image(value=frames[0], format="png")
-slider = ipywidgets.IntSlider(max=len(frames) - 1, description="snapshot")
+slider = ipywidgets.SelectionSlider(options=[(f"step {step}", i) for i, step in enumerate(favourites)], description="training")
 slider.observe(lambda change: setattr(image, "value", frames[change["new"]]), names="value")
 display(ipywidgets.VBox([slider, image]))
 
