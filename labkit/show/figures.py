@@ -305,10 +305,13 @@ def memory_stack(
         left = np.zeros(len(breakdowns))
         for color, part in zip(PALETTE, parts, strict=False):
             width = np.array([plan.get(part, 0) / GB for plan in breakdowns.values()])
-            ax.barh(list(breakdowns), width, left=left, color=color, height=0.6, label=part, edgecolor="white")
+            ax.barh(list(breakdowns), width, left=left, color=color, height=0.6, label=part)
             left += width
         for row, total in enumerate(left):
-            ax.annotate(f"{total:,.1f}", (total, row), xytext=(5, 0), textcoords="offset points", va="center")
+            ax.annotate(
+                f"{total:,.1f}", (total, row), xytext=(6, 0), textcoords="offset points", va="center",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            )  # fmt: skip
         if limit is not None:
             ax.axvline(
                 limit / GB, color=INK, linestyle="--", linewidth=1.5, label=f"{limit_name}, {limit / GB:,.0f} GB"

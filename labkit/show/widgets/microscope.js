@@ -4,8 +4,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const STEPS = [
   ["Logits", "What the router's matrix says about this token, before any score function."],
   ["Score + bias", "Solid: the score. Hatched: the bias. Drag a round handle below, or use the arrow keys."],
-  ["Top-k", "Score plus bias decides. Everything at or above the dashed line is chosen."],
-  ["Weights", "The weight of each chosen expert, from its score alone: the bias is gone. Hollow: the score before renormalising."],
+  ["Top-k", "Score plus bias decides. The dashed line is the lowest value that was chosen."],
+  ["Weights", "The weight of each chosen expert, from its score alone: the bias is gone. Hollow: the score it comes from."],
 ];
 const W = 760, LEFT = 62, TOP = 34, PLOT = 170, LANE_TOP = 254, LANE = 110, H = 398;
 
@@ -19,7 +19,8 @@ const CSS = `
 .lk-scope :focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 1px; }
 .lk-scope svg { display: block; width: 100%; height: auto; touch-action: none; user-select: none; }
 .lk-scope text { fill: currentColor; font-size: 12px; }
-.lk-scope text.small { font-size: 11px; }
+.lk-scope text.small { font-size: 11px; paint-order: stroke; stroke-width: 3px; stroke-linejoin: round;
+  stroke: var(--jp-layout-color0, var(--vscode-editor-background, Canvas)); }
 .lk-scope .rule { stroke: currentColor; stroke-opacity: .25; }
 .lk-scope .zero, .lk-scope .cut { stroke: currentColor; stroke-width: 1.2; }
 .lk-scope .cut { stroke-dasharray: 5 4; }
@@ -52,7 +53,7 @@ function ticks(low, high) {
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
   const out = [];
   for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-6; t += step) out.push(Math.abs(t) < step / 1e3 ? 0 : t);
-  return [out, step];
+  return out;
 }
 
 function render({ model, el: host }) {
@@ -204,11 +205,11 @@ function render({ model, el: host }) {
     low -= low < 0 ? pad : 0;
     if (high === low) high = low + 1;
     const y = (v) => TOP + PLOT * (1 - (v - low) / (high - low));
-    const [marks, size] = ticks(low, high);
+    const marks = ticks(low, high);
     grid.replaceChildren();
     for (const t of marks) {
       el("line", { class: "rule", x1: LEFT, x2: W - 12, y1: y(t), y2: y(t) }, grid);
-      el("text", { class: "small", x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, grid, t.toFixed(size < 0.1 ? 2 : size < 1 || size % 1 ? 1 : 0).replace("-", "−"));
+      el("text", { class: "small", x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, grid, String(parseFloat(t.toFixed(6))).replace("-", "−"));
     }
     set(zero, { y1: y(0), y2: y(0) });
     set(cut, p.cut === undefined ? { visibility: "hidden" } : { visibility: "visible", y1: y(p.cut), y2: y(p.cut) });
@@ -218,17 +219,16 @@ function render({ model, el: host }) {
       const on = view.chosen.includes(e), color = named ? palette[e] : e === lit ? model.get("lit") : palette[e];
       const faint = step >= 3 && !on;
       box(c.body, 0, p.base[e]);
-      set(c.body, { fill: color, "fill-opacity": faint ? 0.25 : 1 });
+      set(c.body, { fill: color, "fill-opacity": faint ? 0.35 : 1 });
       if (p.extra && bias[e]) box(c.extra, p.base[e], p.tops[e]);
       else c.extra.setAttribute("visibility", "hidden");
       if (p.ghosts && on) box(c.ghost, 0, p.ghosts[e]);
       else c.ghost.setAttribute("visibility", "hidden");
       const top = Math.max(p.base[e], p.tops[e], 0);
-      c.value.textContent = E <= 16 && (step < 4 || on) ? p.tops[e].toFixed(2).replace("-", "−") : "";
+      c.value.textContent = E > 16 ? (on ? "✓" : "") : step < 4 || on ? p.tops[e].toFixed(2).replace("-", "−") : "";
       c.value.setAttribute("y", y(top) - 5);
-      c.name.textContent = on ? `✓ ${e}` : e % every === 0 ? e : "";
-      if (on && E > 16) c.name.textContent = "✓";
-      c.name.setAttribute("font-weight", on ? 700 : 400);
+      c.name.textContent = on && E <= 16 ? `✓ ${e}` : e % every === 0 ? e : "";
+      c.name.setAttribute("font-weight", on && E <= 16 ? 700 : 400);
       const cy = middle - (bias[e] / limit) * (LANE / 2);
       for (const node of [c.knob, c.ring]) node.setAttribute("cy", Math.max(LANE_TOP, Math.min(LANE_TOP + LANE, cy)));
       c.knob.setAttribute("fill", color);
