@@ -44,6 +44,13 @@ def setup_id(number: str, index: int) -> str:
     return f"setup-{number}-{index:02d}"
 
 
+def grade_id(cell: NotebookNode) -> str:
+    """nbgrader's id of a cell, or an empty string, whatever a learner has made of the metadata."""
+    grader = cell.metadata.get("nbgrader")
+    name = grader.get("grade_id") if isinstance(grader, dict) else ""
+    return name if isinstance(name, str) else ""
+
+
 def solved_notebook(which: Which, root: Path | None = None) -> NotebookNode:
     """The solved notebook of a lab, with cards, ids and graders' metadata; not executed.
 
