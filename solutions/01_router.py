@@ -462,7 +462,7 @@ for family, fields in rows:
 # How much do these conventions matter? One and the same row of logits, as four conventions would weigh it:
 
 # %%
-one = torch.tensor([[2.2, 1.6, 1.3, 0.9, 0.2, -0.3, -0.8, -1.5]])
+one = torch.tensor([[0.2, 2.2, -0.8, 0.9, 1.3, -0.3, 1.6, -1.5]])
 conventions = {
     "Mixtral, Qwen3-MoE": {},
     "OLMoE": {"norm_topk": False},
@@ -679,7 +679,7 @@ _, routers, _ = train_moe(features.reshape(-1, 32), batch.ids_BS[:, 1:].reshape(
 words = [
     (b, word)
     for b, row in enumerate(batch.ids_BS[:4, :-1].tolist())
-    for word in list(re.finditer(rb"\S+", bytes(row)))[1:7]
+    for word in list(re.finditer(rb"\w{2,}", bytes(row)))[1:7]
 ]
 x_TD = torch.stack([features[b, word.end() - 1] for b, word in words])
 logits_TE = torch.cat([x_TD, torch.ones(len(words), 1)], dim=1) @ routers[-1].T
@@ -712,7 +712,8 @@ display(show.microscope(record, eight, decide))
 # at work. Now a whole passage at once: one row a word, one column an expert, colour is the weight.
 
 # %%
-display(figures.routing_matrix(record))
+labels = [f"{domain[:4]}: {word}" for domain, word in zip(record.domains, record.tokens, strict=True)]
+display(figures.routing_matrix(record, labels))
 
 # %% [markdown]
 # Is there a pattern by domain? Maybe, and maybe less than it looks: with two of eight experts per word some agreement is
@@ -942,7 +943,7 @@ with style.use():
             axis.barh(rows + offset, [found.get(n, 0) / floor[n] for n in NAMES], 0.34, label=label)
     axis.axvline(1, color=style.INK, linestyle=":", label="floor: read and write once")
     axis.set(yticks=rows, yticklabels=NAMES, ylim=(3.6, -0.6), xscale="log", xlabel="time of a decision, as a multiple of the floor")
-    axis.legend(loc="lower right")
+    fig.legend(loc="outside upper right", ncols=3)
 fig.alt = "Deciding takes many times as long as moving its bytes once, for all four models."
 display(fig)
 
