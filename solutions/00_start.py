@@ -30,6 +30,10 @@
 profile = "auto"
 seed = 0
 
+# %% [markdown]
+# `profile` says how large the experiments are: `"cpu"` is small, `"gpu"` is the real thing, and `"auto"` looks at your
+# machine and decides. Change it here if you like. The next cell fetches what the lab works with.
+
 # %% tags=["setup"]
 import math
 
@@ -53,7 +57,7 @@ from labkit.show import figures, picture, style
 GB = 10**9
 profile = runtime.resolve_profile(profile)
 device = runtime.device() if profile == "gpu" else torch.device("cpu")
-runtime.seed_all(seed)
+generator = runtime.seed_all(seed)
 
 # %% [markdown]
 # ## 1 · Your machine
@@ -186,8 +190,27 @@ for name in ("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b"):
     print(f"{name:14} D = {moe.d_model:4}  F = {moe.d_expert:5}  one expert has {count:>11,} parameters")
 
 # %% [markdown]
-# One expert of Mixtral is as large as many of the others' put together. Models that came later cut their experts fine:
-# more of them, each smaller. Lab 04 is about why.
+# The same three matrices to scale, $D$ wide and $F$ high:
+
+# %%
+with style.use():
+    fig, (axis,) = picture.new(size=(10.0, 3.0))
+    left = 0
+    for i, name in enumerate(("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b")):
+        moe, start = preset(name).moe, left
+        axis.text(left, moe.d_expert + 500, f"{name}\n{moe.num_experts} a layer, {moe.top_k} a token", fontsize=9)
+        for _ in ("gate", "up", "down"):
+            axis.bar(left, moe.d_expert, moe.d_model, align="edge", color=style.PALETTE[i])
+            left += moe.d_model + 300
+        left = max(left, start + 9000) + 2500
+    axis.set(aspect="equal", xlim=(-300, left), ylim=(0, 19_000))
+    axis.axis("off")
+fig.alt = "One expert's three matrices to scale: Mixtral's tower over those of DeepSeek-V3, OLMoE and Qwen3."
+display(fig)
+
+# %% [markdown]
+# Mixtral, the oldest of the four, has few and huge experts. Models that came later cut them fine: many more, each much
+# smaller. Lab 04 is about why.
 
 # %% [markdown]
 # ## 4 · Total and active
@@ -269,7 +292,7 @@ with style.use():
         axis.bar(left, lit, lit, align="edge", color=style.PALETTE[i])
         text = f"{name}\n{size.total / 1e9:.1f} B, of which\n{size.active / 1e9:.1f} B active"
         axis.text(left, side + 0.6, text, fontsize=9, va="bottom")
-        left += max(side, 7.0) + 1.5
+        left += max(side, 8.0) + 1.5
     axis.set(aspect="equal", xlim=(0, left), ylim=(0, 32))
     axis.axis("off")
 fig.alt = "Squares of total and active parameters: " + "; ".join(
@@ -398,11 +421,11 @@ with style.use():
     fig, (axis,) = picture.new(size=(8.0, 3.0))
     colours = [style.GREY, *style.PALETTE[: len(SIX)]]
     bars = axis.barh(list(books), list(books.values()), color=colours)
-    axis.bar_label(bars, fmt="%.1f GB", padding=4)
+    axis.bar_label(bars, fmt="%.1f GB", padding=4, bbox={"fc": "white", "ec": "none", "pad": 1})
     axis.axvline(cost.gpu("T4").memory / GB, color=style.INK, linestyle=":", label="all of a T4")
     axis.set(xlabel=f"KV cache of {BOOK:,} tokens in bfloat16, GB", xlim=(0, 80))
     axis.invert_yaxis()
-    axis.grid(axis="x")
+    axis.grid(False)
     axis.legend(loc="lower right")
 fig.alt = "KV cache of 131,072 tokens: " + "; ".join(f"{name} {size:.1f} GB" for name, size in books.items())
 display(fig)
@@ -785,13 +808,24 @@ with style.use():
         rows = {name: e for name, e in entries.items() if e.measure == measure.key}
         for i, e in enumerate(rows.values()):
             axis.plot([e.low, e.high], [i, i], color=colours[e.verdict], linewidth=9, solid_capstyle="butt")
-            axis.text(e.high * 1.05, i, e.verdict, va="center", fontsize=9, color=colours[e.verdict])
-        axis.axvline(measure.bound, color=style.INK, linestyle="--")
+            plain = {"fc": "white", "ec": "none", "pad": 1}
+            axis.text(e.high * 1.08, i, e.verdict, va="center", fontsize=9, color=colours[e.verdict], bbox=plain)
+        axis.axvline(measure.bound, color=style.INK, linestyle="--", linewidth=1.2)
         axis.set_yticks(range(len(rows)), list(rows))
-        axis.set(xscale="log", xlim=(4, 1000), ylim=(len(rows) - 0.5, -0.5), title=str(measure))
+        axis.set(xscale="log", xlim=(4, 2000), ylim=(len(rows) - 0.5, -0.5), title=str(measure))
     axes[-1].set_xlabel("GB, estimated")
 fig.alt = "; ".join(f"{e.condition}: {e.value:.0f} GB, {e.verdict}" for e in entries.values())
 display(fig)
+
+# %% [markdown]
+# And what does the ledger make of entries that disagree? Look at row 6.
+
+# %%
+display(ledger({6: list(entries.values())}))
+
+# %% [markdown]
+# The other rows are waiting for their labs. Nothing is carried over by hand: `labkit run` collects the entries of every
+# lab that you run, and lab 23 reads them all.
 
 # %% [markdown]
 # ## 9 · Recap

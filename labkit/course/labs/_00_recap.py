@@ -57,14 +57,13 @@ QUESTIONS = (
         ),
     ),
     Question(
-        '"16 GB is enough for a 7B model." What does the ledger call this claim?',
+        '"16 GB is enough for a 7B model." What do you answer?',
         (
-            Choice("True", "It holds for some ways of working and fails for others, by a factor of seven."),
-            Choice("False", "For serving in 16 bits, or for training adapters on 4-bit weights, it holds."),
+            Choice("It is true", "For serving in 16 bits to few readers, yes. To train all of it, far from it."),
+            Choice("It is false", "For serving in 16 bits, or for training adapters on 4-bit weights, it holds."),
             Choice(
-                "Undecided until somebody says what is done with the model, and how",
-                "Yes: a number for hardware without a model, a precision, an optimizer, a batch and a context says "
-                "nothing. With them it becomes arithmetic.",
+                "To do what with it: which precision, optimizer, batch and context?",
+                "Yes. Without them a number for hardware says nothing; with them it becomes arithmetic.",
                 right=True,
             ),
         ),
