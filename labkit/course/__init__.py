@@ -1,0 +1,1 @@
+"""What makes a course of the kit: exercises and their checks, predictions, claims, and the commands around them."""

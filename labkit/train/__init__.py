@@ -1,0 +1,1 @@
+"""Text to train on, with its domains known, and the training loop."""
