@@ -168,30 +168,43 @@ def routing_matrix(routing: Any, tokens: Sequence[str] | None = None, limit: int
 
 
 def prediction_line(
-    guess: float, measured: float, low: float, high: float, unit: str = "", spread: float = 0.0
+    guess: float | None,
+    measured: float,
+    low: float,
+    high: float,
+    unit: str = "",
+    spread: float | tuple[float, float] | None = 0.0,
 ) -> Picture:
-    """A number line from low to high: the learner's guess, and the measurement with its spread."""
-    values = (guess, measured, low, high, spread)
+    """A number line from low to high: the learner's guess if there is one, and the measurement with its spread.
+
+    Args:
+        spread: how far the measurement may be off on either side, or the interval (lowest, highest) around it.
+    """
+    below, above = spread if isinstance(spread, tuple) else (measured - (spread or 0), measured + (spread or 0))
+    values = (measured, low, high, below, above, *(() if guess is None else (guess,)))
     _need(all(math.isfinite(v) for v in values), f"prediction_line needs finite numbers; got {values}")
     _need(low < high, f"prediction_line got low {low} and high {high}; low must be less")
-    _need(spread >= 0, f"prediction_line got spread {spread}; give zero or more")
+    _need(below <= measured <= above, f"prediction_line got spread {spread}; give zero or more, or an interval around")
+    range_ = f" ({below:.4g} to {above:.4g})" if above > below else ""
     with style.use():
         figure, (ax,) = new(size=(7, 1.7))
-        ax.errorbar(measured, 0, xerr=spread, fmt="D", color=PALETTE[0], markersize=9, capsize=5)
-        ax.plot(guess, 0, "o", color=PALETTE[5], markersize=12, markerfacecolor="none", markeredgewidth=2.5)
-        _flag(ax, guess, f"you said {guess:.4g}", 16, PALETTE[5])
-        _flag(ax, measured, f"measured {measured:.4g}" + (f" ± {spread:.2g}" if spread else ""), -26, PALETTE[0])
-        ends = [low, high, guess, measured - spread, measured + spread]
-        if low > 0 and min(ends) > 0 and max(ends) / min(ends) > 100:
+        reach = [[measured - below], [above - measured]]
+        ax.errorbar(measured, 0, xerr=reach, fmt="D", color=PALETTE[0], markersize=9, capsize=5)
+        if guess is not None:
+            ax.plot(guess, 0, "o", color=PALETTE[5], markersize=12, markerfacecolor="none", markeredgewidth=2.5)
+            _flag(ax, guess, f"you said {guess:.4g}", 16, PALETTE[5])
+        _flag(ax, measured, f"measured {measured:.4g}{range_}", -26, PALETTE[0])
+        if low > 0 and min(values) > 0 and max(values) / min(values) > 100:
             ax.set_xscale("log")
-            ax.set_xlim(min(ends) / 1.2, max(ends) * 1.2)
+            ax.set_xlim(min(values) / 1.2, max(values) * 1.2)
         else:
-            pad = 0.08 * (max(ends) - min(ends))
-            ax.set_xlim(min(ends) - pad, max(ends) + pad)
+            pad = 0.08 * (max(values) - min(values))
+            ax.set_xlim(min(values) - pad, max(values) + pad)
         ax.set(ylim=(-1, 1), yticks=[], xlabel=unit or "value (no unit)")
         ax.axhline(0, color="#999999", linewidth=1, zorder=0)
         ax.spines["left"].set_visible(False)
-    figure.alt = f"You said {guess:.4g} {unit}; measured {measured:.4g} ± {spread:.2g} {unit}.".replace(" ;", ";")
+    said = "No prediction" if guess is None else f"You said {guess:.4g} {unit}".rstrip()
+    figure.alt = f"{said}; measured {measured:.4g} {unit}".rstrip() + f"{range_}."
     return figure
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from base64 import b64encode
+from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -42,3 +44,21 @@ def png(figure: Figure) -> bytes:
     with style.use():
         figure.savefig(stream, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
     return stream.getvalue()
+
+
+def describe_images(html: str, notebook: Any) -> str:
+    """An exported page whose pictures carry their words: nbconvert's own template leaves the alt text out.
+
+    Args:
+        html: what nbconvert's HTMLExporter made of the notebook.
+        notebook: the executed notebook, a NotebookNode.
+    """
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    for output in outputs:
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+        at = html.find(f"data:image/png;base64,{output['data']['image/png'].strip()}") if alt else -1
+        if at >= 0:
+            start, end = html.rindex("<img", 0, at), html.index(">", at)
+            tag = re.sub(r'\s+alt="[^"]*"', "", html[start:end])
+            html = f'{html[:start]}<img alt="{escape(alt, quote=True)}"{tag[4:]}{html[end:]}'
+    return html

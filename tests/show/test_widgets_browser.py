@@ -41,7 +41,7 @@ def test_microscope_answers_to_mouse_and_keys(lab, tmp_path):
         notebook.run_all()
         page, scope = notebook.page, notebook.page.get_by_role("group", name="Router microscope")
         scope.wait_for()
-        assert state(notebook)[:5] == [0, 1, 0, [0.0] * 8, [4, 5]]
+        assert state(notebook)[:5] == [0, 1, 4, [0.0] * 8, [4, 5]]
         first = state(notebook)[5]
 
         scope.get_by_role("tab", name="2 Score + bias").click()

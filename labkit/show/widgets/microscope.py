@@ -121,6 +121,7 @@ class Microscope(LabWidget):
         super().__init__(labels=names, bias=start, bias_step=bias_step, palette=expert_colors(E))
         spread = [self._ask(t, [0.0] * E)[0] for t in range(len(rows))]
         self.bias_limit = float(max(1, math.ceil(max((max(s) - min(s)) for s in spread))))
+        self.expert = self._ask(0, start)[1][0]
         self.view = self._look()
         self.observe(self._refresh, names=["token", "bias", "expert", "step"])
 
