@@ -55,6 +55,8 @@ from labkit.nn.oracle import hf_block
 from labkit.show import figures, picture, style
 
 GB = 10**9
+SIX = ("olmoe-1b-7b", "deepseek-v2-lite", "gpt-oss-20b", "qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v3")
+COLOURS = dict(zip(SIX, style.PALETTE, strict=False))
 profile = runtime.resolve_profile(profile)
 device = runtime.device() if profile == "gpu" else torch.device("cpu")
 generator = runtime.seed_all(seed)
@@ -196,11 +198,11 @@ for name in ("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b"):
 with style.use():
     fig, (axis,) = picture.new(size=(10.0, 3.0))
     left = 0
-    for i, name in enumerate(("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b")):
+    for name in ("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b"):
         moe, start = preset(name).moe, left
         axis.text(left, moe.d_expert + 500, f"{name}\n{moe.num_experts} a layer, {moe.top_k} a token", fontsize=9)
         for _ in ("gate", "up", "down"):
-            axis.bar(left, moe.d_expert, moe.d_model, align="edge", color=style.PALETTE[i])
+            axis.bar(left, moe.d_expert, moe.d_model, align="edge", color=COLOURS[name])
             left += moe.d_model + 300
         left = max(left, start + 9000) + 2500
     axis.set(aspect="equal", xlim=(-300, left), ylim=(0, 19_000))
@@ -265,7 +267,6 @@ share = predict("00.active_share", "Of all parameters of DeepSeek-V3, how many d
 # where tensors have shapes but no memory, so that even the largest takes no space. Then we count what it made.
 
 # %% tags=["nbval-check-output"]
-SIX = ("olmoe-1b-7b", "deepseek-v2-lite", "gpt-oss-20b", "qwen3-30b-a3b", "mixtral-8x7b", "deepseek-v3")
 sizes = {name: cost.model_params(preset(name)) for name in SIX}
 print(f"{'model':17} {'total':>15} {'active':>15} {'share':>6}  transformers counts the same")
 for name, size in sizes.items():
@@ -286,10 +287,10 @@ share.against(100 * sizes["deepseek-v3"].active_share)
 with style.use():
     fig, (axis,) = picture.new(size=(11.0, 4.2))
     left = 0.0
-    for i, (name, size) in enumerate(sizes.items()):
+    for name, size in sizes.items():
         side, lit = math.sqrt(size.total / 1e9), math.sqrt(size.active / 1e9)
         axis.bar(left, side, side, align="edge", color=style.GREY, alpha=0.5)
-        axis.bar(left, lit, lit, align="edge", color=style.PALETTE[i])
+        axis.bar(left, lit, lit, align="edge", color=COLOURS[name])
         text = f"{name}\n{size.total / 1e9:.1f} B, of which\n{size.active / 1e9:.1f} B active"
         axis.text(left, side + 0.6, text, fontsize=9, va="bottom")
         left += max(side, 8.0) + 1.5
@@ -419,8 +420,7 @@ cache.against(BOOK * per_token / GB)
 books = {m.name: cost.kv_cache_bytes(m, batch=1, context=BOOK) / GB for m in (dense, *map(preset, SIX))}
 with style.use():
     fig, (axis,) = picture.new(size=(8.0, 3.0))
-    colours = [style.GREY, *style.PALETTE[: len(SIX)]]
-    bars = axis.barh(list(books), list(books.values()), color=colours)
+    bars = axis.barh(list(books), list(books.values()), color=[COLOURS.get(name, style.GREY) for name in books])
     axis.bar_label(bars, fmt="%.1f GB", padding=4, bbox={"fc": "white", "ec": "none", "pad": 1})
     axis.axvline(cost.gpu("T4").memory / GB, color=style.INK, linestyle=":", label="all of a T4")
     axis.set(xlabel=f"KV cache of {BOOK:,} tokens in bfloat16, GB", xlim=(0, 80))
@@ -808,11 +808,11 @@ with style.use():
         rows = {name: e for name, e in entries.items() if e.measure == measure.key}
         for i, e in enumerate(rows.values()):
             axis.plot([e.low, e.high], [i, i], color=colours[e.verdict], linewidth=9, solid_capstyle="butt")
-            plain = {"fc": "white", "ec": "none", "pad": 1}
-            axis.text(e.high * 1.08, i, e.verdict, va="center", fontsize=9, color=colours[e.verdict], bbox=plain)
+            at, side = (e.low / 1.08, "right") if e.verdict == "holds" else (e.high * 1.08, "left")
+            axis.text(at, i, e.verdict, ha=side, va="center", fontsize=9, color=colours[e.verdict])
         axis.axvline(measure.bound, color=style.INK, linestyle="--", linewidth=1.2)
         axis.set_yticks(range(len(rows)), list(rows))
-        axis.set(xscale="log", xlim=(4, 2000), ylim=(len(rows) - 0.5, -0.5), title=str(measure))
+        axis.set(xscale="log", xlim=(2, 2000), ylim=(len(rows) - 0.5, -0.5), title=str(measure))
     axes[-1].set_xlabel("GB, estimated")
 fig.alt = "; ".join(f"{e.condition}: {e.value:.0f} GB, {e.verdict}" for e in entries.values())
 display(fig)
