@@ -932,7 +932,7 @@ def contest(c, T, ways):
     return race(fns)
 
 
-scale, T = (1, 4096) if GPU else (16, 512)
+scale, T = (1, 4096) if GPU else (16, 256)
 RACED = {n: c.replace(d_model=c.d_model // scale, d_expert=c.d_expert // scale) for n, c in AUDITED.items()}
 many = {name: contest(c, T, ("loop", "one-hot", "sorted")) for name, c in RACED.items()}
 
