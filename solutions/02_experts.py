@@ -454,7 +454,7 @@ with style.use():
             if asked_TE[t, e] or name.startswith("one-hot"):
                 color = style.expert_color(e, 8) if asked_TE[t, e] else "#DDDDDD"
                 ax.plot(t, e, "s", color=color, markersize=9)
-        ax.set(title=name, xlabel="token", ylabel="expert", xlim=(-1, 24), ylim=(7.7, -0.7))
+        ax.set(title=name, xlabel="token", ylabel="expert", xlim=(-1, 24), ylim=(7.7, -0.7), yticks=range(8))
         ax.grid(visible=False)
 figure.alt = (
     "Tokens against experts: two coloured squares a token on the left; on the right all other squares are grey."
@@ -687,7 +687,7 @@ with style.use():
         E = torch.arange(8, 257)
         ax.plot(E, 100 * (1 - K / E), dashes, label=f"{K} active")
     ax.axhline(90, color=style.INK, linewidth=1)
-    ax.text(257, 89, "claimed", va="top", ha="right")
+    ax.text(4.1, 91, "claimed", va="bottom")
     for name, c in AUDITED.items():
         ax.plot(c.num_experts, saved[name], "o", color=style.INK)
         beside = {"xytext": (-8, -4), "ha": "right"} if c.num_experts == 8 else {"xytext": (6, -16)}
@@ -960,6 +960,7 @@ def draw_contest(results, title):
         ax.axhline(0.1, color=style.INK, linewidth=1, linestyle="--")
         ax.text(len(results) - 0.5, 0.1, " claimed", va="center")
         ax.set(title=title, ylabel="time / dense twin's time", yscale="log")
+        ax.yaxis.set_major_formatter("{x:g}")
         ax.set_xticks(range(len(results)), list(results))
         ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.alt = f"{title}: time of each implementation relative to the dense layer, for {', '.join(results)}."
