@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ def test_microscope_answers_to_mouse_and_keys(lab, tmp_path):
         for key in ("r", "ArrowRight", "ArrowUp", "Shift+ArrowUp", "ArrowDown", "4"):
             page.keyboard.press(key)
         scope.get_by_role("tab", name="4 Weights", selected=True).wait_for()
+        scope.get_by_role("status").filter(has_text="bias +0.50").wait_for()
         shoot(notebook, tmp_path, "microscope-keys")
         token, step, expert, bias, chosen, _ = state(notebook)
         assert (token, step, expert, chosen) == (0, 4, 4, [4, 5])
@@ -81,8 +83,24 @@ def test_microscope_answers_to_mouse_and_keys(lab, tmp_path):
         assert lab.outside == []
 
 
+def contrast(first: str, second: str) -> float:
+    """The contrast ratio of two CSS colours (WCAG 2.1, relative luminance)."""
+
+    def luminance(color: str) -> float:
+        rgb = [int(float(part)) / 255 for part in re.findall(r"[\d.]+", color)[:3]]
+        linear = [v / 12.92 if v <= 0.03928 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(first), luminance(second)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
 def test_kernel_moves_the_drawing_and_dark_theme_is_readable(lab, tmp_path):
-    more = "m.step = 3; m.token = 1; m.expert = 2; m.bias = [0, 0, 0.6, 0, 0, 0, 0, 0]"
+    more = """
+from labkit.show import Card
+m.step = 3; m.token = 1; m.expert = 2; m.bias = [0, 0, 0.6, 0, 0, 0, 0, 0]
+display(*(Card(kind, f"a {kind} card", ["with `code`"], [("case", "got"), ("tie", 1)]) for kind in ("fail", "todo")))
+"""
     wide = """
 config64 = MoEConfig(d_model=4, d_expert=4, num_experts=64, top_k=6)
 torch.manual_seed(0)
@@ -100,6 +118,11 @@ display(m64)
         assert slider.get_attribute("aria-valuetext") == "+0.60, chosen"
         assert scope.get_by_label("Token", exact=True).input_value() == "1"
         notebook.page.get_by_role("group", name="Router microscope").nth(1).wait_for()
+        card = notebook.page.get_by_role("note", name="fail: a fail card")
+        assert "with code" in card.inner_text()
+        text, ground = (card.evaluate(f"e => getComputedStyle(e).{name}") for name in ("color", "backgroundColor"))
+        assert contrast(text, ground) > 4.5
+        assert card.locator("tbody tr").evaluate("e => getComputedStyle(e).backgroundColor") == "rgba(0, 0, 0, 0)"
         shoot(notebook, tmp_path, "microscope-dark")
 
 
