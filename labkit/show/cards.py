@@ -108,11 +108,7 @@ def _paragraph(line: str) -> str:
 def _html_table(rows: Sequence[Sequence[str]]) -> str:
     cell = f"text-align: left; padding: 2px 14px 2px 0; border-bottom: 1px solid {LINE_CSS}; vertical-align: top;"
     head = "".join(f'<th scope="col" style="{cell}">{_inline(text)}</th>' for text in rows[0])
-    body = "".join(
-        '<tr style="background: transparent;">'
-        + "".join(f'<td style="{cell}">{_inline(text)}</td>' for text in row)
-        + "</tr>"
-        for row in rows[1:]
-    )
+    rest = ("".join(f'<td style="{cell}">{_inline(text)}</td>' for text in row) for row in rows[1:])
+    body = "".join(f'<tr style="background: transparent;">{cells}</tr>' for cells in rest)
     style = "border-collapse: collapse; margin: 6px 0; color: inherit; background: transparent;"
     return f'<table style="{style}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
