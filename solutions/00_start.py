@@ -679,6 +679,28 @@ for name in ("olmoe-1b-7b", "deepseek-v3"):
 # leaving one of them out leaves the claim out.
 
 # %% [markdown]
+# Here is one task, to serve one reader in 16 bits with 4,096 tokens, for seven models and five cards. Each number says
+# how many of that card it takes. Look along a row, then down a column: which single number would you print in a guide?
+
+# %%
+models, cards = (dense, *map(preset, SIX)), ("T4", "L4", "A100-40GB", "A100-80GB", "H200")
+needs = [cost.inference_memory(model, batch=1, context=4096).total for model in models]
+counts = [[gpus_needed(need, cost.gpu(name).memory) for name in cards] for need in needs]
+with style.use():
+    fig, (axis,) = picture.new(size=(7.6, 3.4))
+    axis.imshow([[math.log2(n) for n in row] for row in counts], cmap="Greys", aspect="auto", vmax=8)
+    for row, column in ((i, j) for i in range(len(models)) for j in range(len(cards))):
+        n = counts[row][column]
+        axis.text(column, row, n, ha="center", va="center", color="white" if n > 16 else style.INK)
+    axis.set_yticks(range(len(models)), [model.name for model in models])
+    axis.set_xticks(range(len(cards)), cards)
+    axis.set_title("cards needed to serve")
+    axis.grid(False)
+rows = zip(models, counts, strict=True)
+fig.alt = f"Cards needed ({', '.join(cards)}): " + "; ".join(f"{m.name} {', '.join(map(str, c))}" for m, c in rows)
+display(fig)
+
+# %% [markdown]
 # ### 16 GB for a 7B model, with checkpointing?
 #
 # Five ways to train "a 7B model" with checkpointing, on as few tokens as anybody would: one sequence of 2,048. The last
