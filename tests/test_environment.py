@@ -108,10 +108,8 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path):
     (binary / "python").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     (binary / "python").chmod(0o755)
     assert make("setup-test", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert (
-        calls.read_text().split()
-        == "-m pip install --quiet --disable-pip-version-check -c constraints.txt -e .[test]".split()
-    )
+    assert calls.read_text().startswith("-m pip install ")
+    assert calls.read_text().endswith(" -c constraints.txt -e .[test]\n")
     assert make("setup-test", "setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
     assert len(calls.read_text().splitlines()) == 1
     for stamp in (tmp_path / "venv").glob(".labkit-*"):

@@ -1,4 +1,4 @@
-"""The wheel carries everything a learner needs: built once, installed into an empty place, used from an empty folder."""
+"""The wheel carries everything a learner needs: built once, installed somewhere else, used from an empty folder."""
 
 from __future__ import annotations
 

@@ -238,8 +238,9 @@ def _all(runner: Runner, chosen: Sequence[Any], jobs: int, fresh: bool) -> list[
                     done[result.number] = result
                     say(result.stem, {"event": "judged", "ok": result.ok, "seconds": result.seconds})
         except BaseException as error:
-            runner.stop.set()
-            pool.shutdown(cancel_futures=True)
+            with _deaf():
+                runner.stop.set()
+                pool.shutdown(cancel_futures=True)
             if isinstance(error, KeyboardInterrupt):
                 finished = ", ".join(sorted(done)) or "none"
                 raise Interrupted(
@@ -247,6 +248,19 @@ def _all(runner: Runner, chosen: Sequence[Any], jobs: int, fresh: bool) -> list[
                 ) from None
             raise
     return [done[lab.number] for lab in chosen]
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """A second Ctrl-C does not cut the tidying short; it takes seconds."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def renewed(notebook: Any) -> Any:
     """A copy of an executed notebook that says the same at every run.
 
     Its outputs and pictures stay. What goes: papermill's cells, times and states, the identity of live widgets that
-    have a picture, and the paths of the machine.
+    can be seen without (as a picture or as HTML), and the paths of the machine.
     """
     fresh = copy.deepcopy(notebook)
     fresh.cells = learner_cells(fresh)
@@ -39,7 +39,7 @@ def renewed(notebook: Any) -> Any:
         _forget(cell.metadata)
         outputs = cell.get("outputs", [])
         for output in outputs:
-            if "image/png" in output.get("data", {}):
+            if {"image/png", "text/html"} & output.get("data", {}).keys():
                 output["data"].pop(WIDGET_VIEW, None)
             _without_paths(output)
     return fresh
