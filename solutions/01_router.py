@@ -14,8 +14,8 @@
 # # 01 · The router: from a linear layer to a decision
 #
 # A mixture of experts starts with a question that is put to every token: *which K of these E networks shall work on
-# you, and how much does each of them count?* The part that answers is the **router**. It is one small linear layer and
-# a few lines of arithmetic, and nearly everything that can go wrong in a sparse model goes wrong there first.
+# you, and how much does each of them count?* The part that answers is the **router**. It is one small linear layer
+# and a few lines of arithmetic, and nearly everything that can go wrong in a sparse model goes wrong there first.
 #
 # After this lab you can
 #
@@ -30,8 +30,8 @@ profile = "auto"
 seed = 0
 
 # %% [markdown]
-# Nothing from another notebook is needed. The next cell picks the size of the experiments (`cpu` or `gpu`) for this machine
-# and draws every random number from one seed.
+# Nothing from another notebook is needed. The next cell picks the size of the experiments (`cpu` or `gpu`) for this
+# machine and draws every random number from one seed.
 
 # %% tags=["setup"]
 import re
@@ -48,7 +48,7 @@ from labkit import show
 from labkit.core import presets, runtime
 from labkit.core.config import MoEConfig
 from labkit.core.routing import Routing
-from labkit.course.exercise import check
+from labkit.course.exercise import check, hint, reveal  # noqa: F401 (the cards name hint and reveal)
 from labkit.course.predict import predict
 from labkit.course.recap import recap
 from labkit.kernels import reference
@@ -64,19 +64,20 @@ torch.set_num_threads(1)  # what runs on the CPU here is small: threads would on
 # %% [markdown]
 # ## 1 · A router that runs, and is wrong
 #
-# Let a token be a vector $x \in \mathbb{R}^D$. A router holds a matrix $W \in \mathbb{R}^{E \times D}$, one row for each
-# expert, and computes one **logit** per expert:
+# Let a token be a vector $x \in \mathbb{R}^D$. A router holds a matrix $W \in \mathbb{R}^{E \times D}$, one row for
+# each expert, and computes one **logit** per expert:
 #
 # $$ h_i = w_i \cdot x, \qquad i = 1, \dots, E . $$
 #
 # A score function turns logits into scores, the K best are chosen, and the layer's output is the chosen experts'
-# outputs, each times its weight. The guide that this course audits gives about ten lines for it; below is what those lines
-# do, in our own words.
+# outputs, each times its weight. The guide that this course audits gives about ten lines for it; below is what
+# those lines do, in our own words.
 
 # %% [markdown]
-# > **Find the bug.** The class below runs, and it would train. Still, two things in these lines are wrong for a language
-# > model, and two more are missing. Look for them before you read the output: what does a batch of *sequences* do to it,
-# > and what do a token's two weights add up to?
+# > **Find the bug.** The class below runs, and it would train. Still, two things in these lines are wrong for a
+# > language model, and two more are missing. Look for them before you read the output: what does a batch of
+# > *sequences* do to it, and what do a token's two weights add up to?
+
 
 # %% tags=["nbval-check-output"]
 class NaiveRouter(torch.nn.Module):
@@ -121,9 +122,10 @@ display(fig)
 # it must be a decision and not an accident.
 
 # %% [markdown]
-# **What is missing.** Nothing keeps the load balanced (lab 03), and there are no experts (lab 02). So neither of the
-# guide's claims about this part can be tested on it. *Sparse activation saves 90% of the compute* (claim 1) is
-# audited in labs 02 and 07, *adaptive routing adds 12% accuracy* (claim 2) in lab 03. Here we build what both stand on.
+# **What is missing.** Nothing keeps the load balanced (lab 03), and there are no experts (lab 02). So neither of
+# the guide's claims about this part can be tested on it. *Sparse activation saves 90% of the compute* (claim 1) is
+# audited in labs 02 and 07, *adaptive routing adds 12% accuracy* (claim 2) in lab 03. Here we build what both stand
+# on.
 
 # %% [markdown]
 # ## 2 · Scores
@@ -136,12 +138,14 @@ display(fig)
 # | sigmoid | $s_i = 1 / (1 + e^{-h_i})$ | DeepSeek-V3 (technical report, equation 15) |
 # | sqrtsoftplus | $s_i = \sqrt{\ln(1 + e^{h_i})}$ | DeepSeek-V4 |
 #
-# With softmax the experts compete: one expert's gain is the others' loss. A sigmoid or a softplus judges each expert on
-# its own. All three rise with the logit, so they rank experts alike; they differ in the weights and in the gradients.
+# With softmax the experts compete: one expert's gain is the others' loss. A sigmoid or a softplus judges each
+# expert on its own. All three rise with the logit, so they rank experts alike; they differ in the weights and in
+# the gradients.
 
 # %% [markdown]
 # Two traps wait in the arithmetic: $e^{h}$ overflows in float32 above $h \approx 88$, and bfloat16 keeps only eight
 # significant bits.
+
 
 # %% exercise="01.scores"
 def scores(logits: torch.Tensor, score_fn: str = "softmax") -> torch.Tensor:
@@ -170,8 +174,8 @@ def scores(logits: torch.Tensor, score_fn: str = "softmax") -> torch.Tensor:
 scores = check("01.scores", scores)
 
 # %% [markdown]
-# Let one expert's logit move while three others stay at zero. The plot shows that expert's score, and the score of one of
-# the three that did not move.
+# Let one expert's logit move while three others stay at zero. The plot shows that expert's score, and the score of
+# one of the three that did not move.
 
 # %%
 FAMILIES = ("softmax", "sigmoid", "sqrtsoftplus")
@@ -204,16 +208,18 @@ careless = big.exp() / big.exp().sum(-1, keepdim=True)
 print("careless:", careless[0].tolist(), "   careful:", [round(v, 3) for v in scores(big)[0].tolist()])
 
 # %% [markdown]
-# > **Find the bug.** `exp(h) / exp(h).sum()` is the formula in the paper, and it is what gave the `nan` above. Taking the
-# > row's maximum off first changes nothing in exact arithmetic, since $e^{h_i - m} / \sum_j e^{h_j - m}$ has the factor
-# > $e^{-m}$ above and below; in float32 it is the difference between a decision and a `nan`. `torch.softmax` does it
-# > for you. Router logits do grow during training: the z-loss of lab 03 exists to hold them down.
+# > **Find the bug.** `exp(h) / exp(h).sum()` is the formula in the paper, and it is what gave the `nan` above.
+# > Taking the row's maximum off first changes nothing in exact arithmetic, since $e^{h_i - m} / \sum_j e^{h_j - m}$
+# > has the factor $e^{-m}$ above and below; in float32 it is the difference between a decision and a `nan`.
+# > `torch.softmax` does it for you. Router logits do grow during training: the z-loss of lab 03 exists to hold them
+# > down.
 
 # %% [markdown]
 # ## 3 · The choice
 #
-# The K highest scores win. Which dimension is searched, and in what order the winners come back, is a convention; here it
-# is *best first*, and any leading shape goes through untouched.
+# The K highest scores win. Which dimension is searched, and in what order the winners come back, is a convention;
+# here it is *best first*, and any leading shape goes through untouched.
+
 
 # %% exercise="01.top_k"
 def top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -262,9 +268,10 @@ display(fig)
 # $$ g_i = \gamma \, \frac{s_i}{\sum_{j \in \mathrm{TopK}} s_j + \epsilon} \quad\text{or}\quad g_i = \gamma \, s_i . $$
 
 # %% [markdown]
-# The first is called `norm_topk`; in the DeepSeek-V3 report it is equation 13. The factor $\gamma$ (`route_scale`) makes
-# up for the small size of such weights beside a shared expert. The $\epsilon$, $10^{-20}$ in DeepSeek-V3's code, matters
-# only when all K scores have underflowed to zero: then 0/0 would be `nan`.
+# The first is called `norm_topk`; in the DeepSeek-V3 report it is equation 13. The factor $\gamma$ (`route_scale`)
+# makes up for the small size of such weights beside a shared expert. The $\epsilon$, $10^{-20}$ in DeepSeek-V3's
+# code, matters only when all K scores have underflowed to zero: then 0/0 would be `nan`.
+
 
 # %% exercise="01.renormalise"
 def renormalise(topk_scores: torch.Tensor, norm_topk: bool = True, route_scale: float = 1.0) -> torch.Tensor:
@@ -288,23 +295,24 @@ def renormalise(topk_scores: torch.Tensor, norm_topk: bool = True, route_scale: 
 renormalise = check("01.renormalise", renormalise)
 
 # %% [markdown]
-# Who does what? The table is read from the published configurations. "Largest sum" is the most that one token's K weights
-# can add up to.
+# Who does what? The table is read from the published configurations. "Largest sum" is the most that one token's K
+# weights can add up to.
 
 # %% tags=["nbval-check-output"]
 print(f"{'model':<18}{'experts':>8}{'K':>3}  {'scores':<13}{'norm_topk':<10}{'scale':>6}  {'largest sum':>11}")
 for name in ("mixtral-8x7b", "olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v2-lite", "deepseek-v3", "gpt-oss-20b"):
     moe = presets.preset(name).moe
     largest = moe.route_scale * (moe.top_k if moe.score_fn == "sigmoid" and not moe.norm_topk else 1)
-    print(f"{name:<18}{moe.num_experts:>8}{moe.top_k:>3}  {moe.score_fn:<13}{moe.norm_topk!s:<10}{moe.route_scale:>6}  {largest:>11}")
+    choice = f"{moe.num_experts:>8}{moe.top_k:>3}  {moe.score_fn:<13}"
+    print(f"{name:<18}{choice}{moe.norm_topk!s:<10}{moe.route_scale:>6}  {largest:>11}")
 
 # %% [markdown]
 # ## 5 · Softmax before or after top-k?
 #
-# One line of the table says `topk_softmax`: GPT-OSS chooses by the logits and takes a softmax over the K winners. So did
-# Shazeer et al. in 2017 (equations 3 and 5: everything outside the top K is set to $-\infty$, then comes the softmax).
-# Mixtral takes the softmax over all E experts first, and divides afterwards. Some courses teach that these are
-# two different routers, with different results.
+# One line of the table says `topk_softmax`: GPT-OSS chooses by the logits and takes a softmax over the K winners.
+# So did Shazeer et al. in 2017 (equations 3 and 5: everything outside the top K is set to $-\infty$, then comes the
+# softmax). Mixtral takes the softmax over all E experts first, and divides afterwards. Some courses teach that
+# these are two different routers, with different results.
 
 # %% [markdown]
 # Are they? A thousand tokens, 16 experts, K = 4. Think first, then commit.
@@ -325,7 +333,8 @@ p.against((renormalise(chosen) - after).abs().max().item())
 # %% [markdown]
 # They are the same router. With $Z = \sum_{j=1}^{E} e^{h_j}$ the first one computes
 #
-# $$ \frac{e^{h_i} / Z}{\sum_{j \in \mathrm{TopK}} e^{h_j} / Z} = \frac{e^{h_i}}{\sum_{j \in \mathrm{TopK}} e^{h_j}} , $$
+# $$ \frac{e^{h_i} / Z}{\sum_{j \in \mathrm{TopK}} e^{h_j} / Z}
+# = \frac{e^{h_i}}{\sum_{j \in \mathrm{TopK}} e^{h_j}} , $$
 #
 # and the right-hand side is the second. The common denominator cancels, whatever the logits are. What is left is
 # rounding.
@@ -355,9 +364,9 @@ fig.alt = "Histogram: without renormalisation the sum of four weights spreads be
 display(fig)
 
 # %% [markdown]
-# So a model without renormalisation says one thing more: how *sure* the router is. An undecided token gets a smaller
-# contribution from this layer and relies on the residual stream. OLMoE keeps that signal, Mixtral removes it. Neither is a
-# bug; loading one model's weights into the other's code is.
+# So a model without renormalisation says one thing more: how *sure* the router is. An undecided token gets a
+# smaller contribution from this layer and relies on the residual stream. OLMoE keeps that signal, Mixtral removes
+# it. Neither is a bug; loading one model's weights into the other's code is.
 
 # %% [markdown]
 # ## 6 · A bias that moves the choice and nothing else
@@ -365,12 +374,14 @@ display(fig)
 # If an expert gets too few tokens, one can nudge the router towards it. DeepSeek-V3 (technical report, section 2.1.2,
 # equation 16) adds a bias $b_i$ to each expert's score, *for the choice only*:
 #
-# $$ g'_i = \begin{cases} s_i & \text{if } s_i + b_i \in \mathrm{TopK}\left(\{ s_j + b_j \}, K\right) \\ 0 & \text{otherwise.} \end{cases} $$
+# $$ g'_i = \begin{cases} s_i & \text{if } s_i + b_i \in \mathrm{TopK}\left(\{ s_j + b_j \}, K\right) \\
+# 0 & \text{otherwise.} \end{cases} $$
 
 # %% [markdown]
-# Read it twice: $b$ stands in the condition, and it does not stand in the value. The bias has no gradient either; a rule
-# outside the loss moves it (lab 03). Because it never enters the weights, balancing does not bend what the model computes
-# for a given choice.
+# Read it twice: $b$ stands in the condition, and it does not stand in the value. The bias has no gradient either; a
+# rule outside the loss moves it (lab 03). Because it never enters the weights, balancing does not bend what the
+# model computes for a given choice.
+
 
 # %% exercise="01.select_with_bias"
 def select_with_bias(scores: torch.Tensor, bias_E: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -394,8 +405,8 @@ def select_with_bias(scores: torch.Tensor, bias_E: torch.Tensor, k: int) -> tupl
 select_with_bias = check("01.select_with_bias", select_with_bias)
 
 # %% [markdown]
-# One token, four experts, K = 2. The bias of expert 3 grows from nothing. Watch two things: when the choice tips, and what
-# weight expert 3 gets once it is in.
+# One token, four experts, K = 2. The bias of expert 3 grows from nothing. Watch two things: when the choice tips,
+# and what weight expert 3 gets once it is in.
 
 # %% tags=["nbval-check-output"]
 token = torch.tensor([[0.50, 0.40, 0.30, 0.20]])
@@ -406,16 +417,17 @@ for push in (0.0, 0.1, 0.15, 0.25, 0.5, 5.0):
     print(f"bias {push:<5} experts {topk_ids[0].tolist()}  weights {shown[0]!s:<16} with the leak {shown[1]}")
 
 # %% [markdown]
-# > **Find the bug.** The last column is what one gets from `torch.topk(scores + bias)` when its *values* are taken as the
-# > weights; an easy fault to make, since the call is one line shorter. A strong bias then drowns the other expert's
-# > output. The model still trains, and pays for balance with quality. Lab 03's clinic has this patient.
+# > **Find the bug.** The last column is what one gets from `torch.topk(scores + bias)` when its *values* are taken
+# > as the weights; an easy fault to make, since the call is one line shorter. A strong bias then drowns the other
+# > expert's output. The model still trains, and pays for balance with quality. Lab 03's clinic has this patient.
 
 # %% [markdown]
 # ## 7 · The whole router, against four that we did not write
 #
-# The pieces make a router in a few lines: logits, scores, choice with or without a bias, weights. Both faults of the naive
-# router are gone. No function names the leading dimensions, so there can be any number of them; and the weights sum to one
-# if the configuration says so.
+# The pieces make a router in a few lines: logits, scores, choice with or without a bias, weights. Both faults of
+# the naive router are gone. No function names the leading dimensions, so there can be any number of them; and the
+# weights sum to one if the configuration says so.
+
 
 # %% tags=["nbval-check-output"]
 def route(logits, moe, bias_E=None):
@@ -424,7 +436,9 @@ def route(logits, moe, bias_E=None):
         topk_ids, topk_logits = top_k(logits.float(), moe.top_k)
         return topk_ids, renormalise(scores(topk_logits), False, moe.route_scale)
     scores_TE = scores(logits, moe.score_fn)
-    topk_ids, topk_scores = top_k(scores_TE, moe.top_k) if bias_E is None else select_with_bias(scores_TE, bias_E, moe.top_k)
+    topk_ids, topk_scores = (
+        top_k(scores_TE, moe.top_k) if bias_E is None else select_with_bias(scores_TE, bias_E, moe.top_k)
+    )
     return topk_ids, renormalise(topk_scores, moe.norm_topk, moe.route_scale)
 
 
@@ -434,15 +448,25 @@ for shape in ((8,), (5, 8), (2, 5, 8), (2, 3, 5, 8)):
     print(f"logits {shape!s:>13}: ids {tuple(ids.shape)!s:>13}, weights sum to {weights.sum(-1).mean():.3f}")
 
 # %% [markdown]
-# Are these the routers that real models run? The `transformers` library has its own code for each family. We give both the
-# same tokens and the same matrix, and compare the experts and their weights. Mixtral always renormalises and GPT-OSS always
-# takes its softmax last; the others are compared in both settings.
+# Are these the routers that real models run? The `transformers` library has its own code for each family. We give
+# both the same tokens and the same matrix, and compare the experts and their weights. Mixtral always renormalises
+# and GPT-OSS always takes its softmax last; the others are compared in both settings.
 
 # %% tags=["nbval-check-output"]
 small = {"d_model": 32, "d_expert": 8, "num_experts": 16, "top_k": 4}
 v3 = {"score_fn": "sigmoid", "selection_bias": True, "route_scale": 2.5}
-rows = [("mixtral", {}), ("olmoe", {"norm_topk": False}), ("olmoe", {}), ("qwen3_moe", {"norm_topk": False}), ("qwen3_moe", {})]
-rows += [("deepseek_v3", {**v3, "norm_topk": False}), ("deepseek_v3", v3), ("gpt_oss", {"score_fn": "topk_softmax", "router_bias": True})]
+rows = [
+    ("mixtral", {}),
+    ("olmoe", {"norm_topk": False}),
+    ("olmoe", {}),
+    ("qwen3_moe", {"norm_topk": False}),
+    ("qwen3_moe", {}),
+]
+rows += [
+    ("deepseek_v3", {**v3, "norm_topk": False}),
+    ("deepseek_v3", v3),
+    ("gpt_oss", {"score_fn": "topk_softmax", "router_bias": True}),
+]
 x_TD = torch.randn(300, 32, generator=torch.Generator().manual_seed(4))
 weight_ED = torch.randn(16, 32, generator=torch.Generator().manual_seed(5)) / 32**0.5
 for family, fields in rows:
@@ -455,8 +479,8 @@ for family, fields in rows:
     print(f"{family:<12} norm_topk={moe.norm_topk!s:<6} {'equal on all 300 tokens' if agrees else 'DIFFERENT'}")
 
 # %% [markdown]
-# Your functions (or the reference, where a check has not passed yet) decide as the production code does. DeepSeek-V3 also
-# limits a token to a few *groups* of experts; lab 04 adds that, and `labkit.nn.Router` has it.
+# Your functions (or the reference, where a check has not passed yet) decide as the production code does.
+# DeepSeek-V3 also limits a token to a few *groups* of experts; lab 04 adds that, and `labkit.nn.Router` has it.
 
 # %% [markdown]
 # How much do these conventions matter? One and the same row of logits, as four conventions would weigh it:
@@ -476,26 +500,28 @@ with style.use():
         axis.bar(ids[0], weights[0], color=[style.expert_color(i, 8) for i in ids[0].tolist()])
         axis.set(title=name, xlabel="expert", ylim=(0, 1.1), xlim=(-0.6, 7.6), xticks=range(8))
     axes[0].set_ylabel("weight")
-fig.alt = "The same three experts in four conventions: equal for Mixtral and GPT-OSS, smaller for OLMoE, larger and flatter for DeepSeek-V3."
+fig.alt = "The same three experts: Mixtral and GPT-OSS agree, OLMoE is smaller, DeepSeek-V3 larger and flatter."
 display(fig)
 
 # %% [markdown]
-# The same three experts each time. Mixtral and GPT-OSS agree to the last digit, as section 5 says they must. OLMoE is
-# smaller by the share of the softmax that fell on the others. DeepSeek-V3's sigmoids lie close together near their ceiling,
-# so its weights are flatter, and its scale makes them larger.
+# The same three experts each time. Mixtral and GPT-OSS agree to the last digit, as section 5 says they must. OLMoE
+# is smaller by the share of the softmax that fell on the others. DeepSeek-V3's sigmoids lie close together near
+# their ceiling, so its weights are flatter, and its scale makes them larger.
 
 # %% [markdown]
 # ## 8 · The trap of K = 1
 #
-# Switch Transformer (Fedus et al. 2021) sends each token to one expert only, and warns of nothing; yet put `top_k=1` into a
-# router that renormalises, as most configurations do by default, and something breaks without a sound. Before you read on:
-# what is the renormalised weight of the only chosen expert? And what is its slope?
+# Switch Transformer (Fedus et al. 2021) sends each token to one expert only, and warns of nothing; yet put
+# `top_k=1` into a router that renormalises, as most configurations do by default, and something breaks without a
+# sound. Before you read on: what is the renormalised weight of the only chosen expert? And what is its slope?
 
 # %% [markdown]
-# In this exercise you follow the gradient yourself. One token goes to its best expert $e$, whose output is $y_e$, with
-# weight $g$. The loss is the mean squared error over all tokens and all D components:
+# In this exercise you follow the gradient yourself. One token goes to its best expert $e$, whose output is $y_e$,
+# with weight $g$. The loss is the mean squared error over all tokens and all D components:
 #
-# $$ L = \frac{1}{TD} \sum_{t} \lVert g_t \, y_{t,e_t} - \mathrm{target}_t \rVert^2 , \qquad \text{wanted: } \frac{\partial L}{\partial h_{t,i}} . $$
+# $$ L = \frac{1}{TD} \sum_{t} \lVert g_t \, y_{t,e_t} - \mathrm{target}_t \rVert^2 , \qquad
+# \text{wanted: } \frac{\partial L}{\partial h_{t,i}} . $$
+
 
 # %% exercise="01.k_one_gradient"
 def k_one_gradient(
@@ -503,8 +529,8 @@ def k_one_gradient(
 ) -> torch.Tensor:
     """The gradient that reaches the router when every token uses one expert.
 
-    The forward pass: softmax scores, the best expert of each token, its score as weight (divided by the sum of the K = 1
-    chosen scores if `norm_topk`), times that expert's output; then the mean squared error against the target.
+    The forward pass: softmax scores, the best expert of each token, its score as weight (divided by the sum of the
+    K = 1 chosen scores if `norm_topk`), times that expert's output; then the mean squared error against the target.
 
     Args:
         logits_TE: [T, E], float32.
@@ -528,14 +554,15 @@ def k_one_gradient(
 k_one_gradient = check("01.k_one_gradient", k_one_gradient)
 
 # %% [markdown]
-# $g = s / s = 1$ whatever the router says, so nothing the router says matters, and no gradient comes back. The experts
-# still learn, on whatever tokens the untrained router happens to send them. With K = 2 the trap is open: the two weights
-# share one unit, and the router learns how to split it.
+# $g = s / s = 1$ whatever the router says, so nothing the router says matters, and no gradient comes back. The
+# experts still learn, on whatever tokens the untrained router happens to send them. With K = 2 the trap is open:
+# the two weights share one unit, and the router learns how to split it.
 
 # %% [markdown]
-# How would one notice? We train a small mixture on a toy: points on four spiral arms, which no straight line divides, and
-# six experts, each a linear classifier. The router picks the expert, the expert names the arm. This function trains any
-# such mixture, with the routing functions from above.
+# How would one notice? We train a small mixture on a toy: points on four spiral arms, which no straight line
+# divides, and six experts, each a linear classifier. The router picks the expert, the expert names the arm. This
+# function trains any such mixture, with the routing functions from above.
+
 
 # %%
 def train_moe(x, labels, num_experts, k, norm_topk, steps=300, seed=0, every=20):
@@ -562,8 +589,8 @@ def train_moe(x, labels, num_experts, k, norm_topk, steps=300, seed=0, every=20)
 
 
 # %% [markdown]
-# Three settings, five seeds each: K = 1 renormalised (the router gets no gradient), K = 1 as it is (it does), and K = 2.
-# How many points of accuracy does the trap cost?
+# Three settings, five seeds each: K = 1 renormalised (the router gets no gradient), K = 1 as it is (it does), and K
+# = 2. How many points of accuracy does the trap cost?
 
 # %%
 p = predict(
@@ -574,7 +601,8 @@ p = predict(
 points, arms = data.toy_2d(600, 4, seed=0)
 settings = {"K = 1, renormalised": (1, True), "K = 1, as it is": (1, False), "K = 2, renormalised": (2, True)}
 trained = {
-    name: [train_moe(2 * points, arms, 6, k, norm_topk, seed=s) for s in range(5)] for name, (k, norm_topk) in settings.items()
+    name: [train_moe(2 * points, arms, 6, k, norm_topk, seed=s) for s in range(5)]
+    for name, (k, norm_topk) in settings.items()
 }
 accuracy = {name: [100 * run[0] for run in runs] for name, runs in trained.items()}
 moved = {name: [(run[1][-1] - run[1][0]).norm().item() for run in runs] for name, runs in trained.items()}
@@ -587,8 +615,11 @@ p.against(statistics.mean(cost), min(cost), max(cost))
 # %%
 with style.use():
     fig, axes = picture.new(columns=2, size=(9.6, 2.9))
-    for axis, values, label in ((axes[0], accuracy, "accuracy in %, one dot a seed"), (axes[1], moved, "distance the router moved")):
-        for row, (name, dots) in enumerate(values.items()):
+    for axis, values, label in (
+        (axes[0], accuracy, "accuracy in %, one dot a seed"),
+        (axes[1], moved, "distance the router moved"),
+    ):
+        for row, dots in enumerate(values.values()):
             axis.scatter(dots, [row] * len(dots), color=style.PALETTE[row], alpha=0.8)
         axis.set(xlabel=label, yticks=range(3), ylim=(2.6, -0.6))
         axis.set_yticklabels(list(values) if axis is axes[0] else [])
@@ -599,16 +630,19 @@ lines = [f"- **{name}**: accuracy {a:.1f}% on average, the router moved by {d:.3
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Accuracy is a poor witness. On some seeds the frozen router does worse, on others better than one that learns: a random
-# partition of the plane is not always a bad one, the experts adapt to it, and a router that learns without any balancing
-# has its own way to fail (some experts get no points at all; lab 03). From a single run nobody could tell.
+# Accuracy is a poor witness. On some seeds the frozen router does worse, on others better than one that learns: a
+# random partition of the plane is not always a bad one, the experts adapt to it, and a router that learns without
+# any balancing has its own way to fail (some experts get no points at all; lab 03). From a single run nobody could
+# tell.
 
 # %% [markdown]
-# What gives the trap away is the right-hand plot: *that router never moved*. The little that it did is rounding: $s/s$
-# leaves a residue far below the true gradients, and Adam, which divides by the gradient's size, makes steps of it.
+# What gives the trap away is the right-hand plot: *that router never moved*. The little that it did is rounding:
+# $s/s$ leaves a residue far below the true gradients, and Adam, which divides by the gradient's size, makes steps
+# of it.
 
 # %% [markdown]
-# So look at gradients and movement and not only at the loss: your exercise's function tells the two settings apart at once.
+# So look at gradients and movement and not only at the loss: your exercise's function tells the two settings apart
+# at once.
 
 # %% tags=["nbval-check-output"]
 draw = torch.Generator().manual_seed(6)
@@ -623,11 +657,14 @@ for norm_topk in (False, True):
 # %% [markdown]
 # ## 9 · What a router draws
 #
-# In the plane a linear router is a map: each expert owns a region, and the borders are straight lines where two logits
-# are equal. Take the K = 2 run above. For how much of the plane does the favourite expert change in training?
+# In the plane a linear router is a map: each expert owns a region, and the borders are straight lines where two
+# logits are equal. Take the K = 2 run above. For how much of the plane does the favourite expert change in
+# training?
 
 # %%
-p = predict("01.regions", "Share of the plane whose favourite expert changes between the first step and the last?", 0, 100, "%")
+p = predict(
+    "01.regions", "Share of the plane whose favourite expert changes between the first step and the last?", 0, 100, "%"
+)
 
 # %%
 _, snapshots, every = trained["K = 2, renormalised"][0]
@@ -646,41 +683,43 @@ moments = {step: favourites[step] for step in (0, every, 6 * every, max(favourit
 display(figures.decision_regions(2 * points, arm_names, moments, 6))
 
 # %% [markdown]
-# And all of them under a slider; the arrow keys work too. (In a saved page, where no kernel answers, the four above stand
-# for the rest.)
+# And all of them under a slider; the arrow keys work too. (In a saved page, where no kernel answers, the four above
+# stand for the rest.)
 
 # %%
 frames = [
     picture.png(figures.decision_regions(2 * points, arm_names, {step: owner}, 6)) for step, owner in favourites.items()
 ]
 image = ipywidgets.Image(value=frames[0], format="png")
-slider = ipywidgets.SelectionSlider(options=[(f"step {step}", i) for i, step in enumerate(favourites)], description="training")
+slider = ipywidgets.SelectionSlider(
+    options=[(f"step {step}", i) for i, step in enumerate(favourites)], description="training"
+)
 slider.observe(lambda change: setattr(image, "value", frames[change["new"]]), names="value")
 display(ipywidgets.VBox([slider, image]))
 
 # %% [markdown]
-# The borders swing most in the first steps, while the experts are still unlike nothing in particular, and then settle:
-# experts specialise on the points they are sent, the router sends points where they are answered best, and each side of
-# the loop feeds the other. A region may vanish and come back, as long as its expert is still the *second* choice of some
-# points. An expert that nobody chooses gets no gradient at all, and stays as it is.
+# The borders swing most in the first steps, while the experts are still unlike nothing in particular, and then
+# settle: experts specialise on the points they are sent, the router sends points where they are answered best, and
+# each side of the loop feeds the other. A region may vanish and come back, as long as its expert is still the
+# *second* choice of some points. An expert that nobody chooses gets no gradient at all, and stays as it is.
 
 # %% [markdown]
 # ## 10 · Under the microscope: real words
 #
-# Now real text: bytes from the interpreter's own library and topic pages, and generated arithmetic and records, so each
-# word's domain is known. A mixture of eight linear experts learns to guess the next byte from features of the last few; it
-# takes seconds and is no language model, but its router has learned something.
+# Now real text: bytes from the interpreter's own library and topic pages, and generated arithmetic and records, so
+# each word's domain is known. A mixture of eight linear experts learns to guess the next byte from features of the
+# last few; it takes seconds and is no language model, but its router has learned something.
 
 # %%
 source = data.corpus(bytes_per_domain=40_000)
 batch = data.sample(source, num_sequences=8 if profile == "cpu" else 32, sequence_length=129, seed=seed)
 features = data.byte_features(batch.ids_BS[:, :-1], dim=32, seed=seed)
 _, routers, _ = train_moe(features.reshape(-1, 32), batch.ids_BS[:, 1:].reshape(-1), 8, 2, True, steps=60)
-words = [
-    (b, word)
-    for b, row in enumerate(batch.ids_BS[:4, :-1].tolist())
-    for word in list(re.finditer(rb"\w{2,}", bytes(row)))[1:7]
-]
+words = []
+for domain in source.domains:
+    rows = [b for b, label in enumerate(batch.domains) if label == domain]
+    found = [(b, word) for b in rows for word in re.finditer(rb"\w{2,}", bytes(batch.ids_BS[b, :-1].tolist()))]
+    words += found[1:7]
 x_TD = torch.stack([features[b, word.end() - 1] for b, word in words])
 logits_TE = torch.cat([x_TD, torch.ones(len(words), 1)], dim=1) @ routers[-1].T
 eight = MoEConfig(d_model=33, d_expert=1, num_experts=8, top_k=2)
@@ -690,12 +729,13 @@ record = Routing.of(logits_TE, *route(logits_TE, eight), tokens=names, domains=d
 print(f"{record.num_tokens} words, tokens per expert: {record.tokens_per_expert_E.tolist()}")
 
 # %% [markdown]
-# The microscope takes one word at a time through the four steps that you wrote: logits, scores with a bias, the choice,
-# the weights. Your own functions decide. Try three things.
+# The microscope takes one word at a time through the four steps that you wrote: logits, scores with a bias, the
+# choice, the weights. Your own functions decide. Try three things.
 #
 # 1. Give an unchosen expert just enough bias to win. Do the weights of the *other* chosen expert jump or glide?
 # 2. Push the bias further. What happens to the weight of the new expert from then on?
 # 3. Find a word for which the tiniest bias tips the choice. What do its logits look like?
+
 
 # %%
 def decide(logits_TE, bias_E):
@@ -708,16 +748,16 @@ def decide(logits_TE, bias_E):
 display(show.microscope(record, eight, decide))
 
 # %% [markdown]
-# The weight does not move while the bias grows, until the choice tips; then it jumps once and stays. That is equation 16
-# at work. Now a whole passage at once: one row a word, one column an expert, colour is the weight.
+# The weight does not move while the bias grows, until the choice tips; then it jumps once and stays. That is
+# equation 16 at work. Now a whole passage at once: one row a word, one column an expert, colour is the weight.
 
 # %%
 labels = [f"{domain[:4]}: {word}" for domain, word in zip(record.domains, record.tokens, strict=True)]
 display(figures.routing_matrix(record, labels))
 
 # %% [markdown]
-# Is there a pattern by domain? Maybe, and maybe less than it looks: with two of eight experts per word some agreement is
-# chance. Lab 04 measures specialisation against a shuffled baseline before it says anything.
+# Is there a pattern by domain? Maybe, and maybe less than it looks: with two of eight experts per word some
+# agreement is chance. Lab 04 measures specialisation against a shuffled baseline before it says anything.
 
 # %% [markdown]
 # ## 11 · Noise: by accident and on purpose
@@ -727,12 +767,14 @@ display(figures.routing_matrix(record, labels))
 # that, they can swap or tie.
 
 # %% [markdown]
-# We take the real widths and expert counts of four models, random tokens and router weights with logits of unit variance,
-# and ask: for how many tokens does the chosen *set* change when the logits, computed in float32 from the same bfloat16
-# inputs, are stored as bfloat16? That is what a router without a float32 matrix product does.
+# We take the real widths and expert counts of four models, random tokens and router weights with logits of unit
+# variance, and ask: for how many tokens does the chosen *set* change when the logits, computed in float32 from the
+# same bfloat16 inputs, are stored as bfloat16? That is what a router without a float32 matrix product does.
 
 # %%
-p = predict("01.bf16", "OLMoE (64 experts, K = 8): tokens whose experts change when logits are rounded to bfloat16?", 0, 60, "%")
+p = predict(
+    "01.bf16", "OLMoE (64 experts, K = 8): tokens whose experts change when logits are rounded to bfloat16?", 0, 60, "%"
+)
 
 # %%
 NAMES = ("mixtral-8x7b", "olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3")
@@ -753,8 +795,8 @@ def chosen_mask(values_TE, k):
 
 
 # %% [markdown]
-# Two ways to lose precision are counted: logits stored in bfloat16, and scores stored in bfloat16 (a softmax whose result is
-# cast back too early).
+# Two ways to lose precision are counted: logits stored in bfloat16, and scores stored in bfloat16 (a softmax whose
+# result is cast back too early).
 
 # %%
 late, early, logits_of = {}, {}, {}
@@ -768,8 +810,9 @@ for name in NAMES:
 p.against(early["olmoe-1b-7b"])
 
 # %% [markdown]
-# The figure has all four models, and beside them the reason. The **margin** of a token is the gap between its K-th and its
-# next logit: the distance to another decision.
+# The figure has all four models, and beside them the reason. The **margin** of a token is the gap between its K-th
+# and its next logit: the distance to another decision.
+
 
 # %%
 def margin(logits_TE, k):
@@ -803,20 +846,23 @@ exact_ids, exact = route(logits_TE, presets.preset("olmoe-1b-7b").moe)
 rounded_ids, rounded = route(logits_TE.bfloat16(), presets.preset("olmoe-1b-7b").moe)
 full = [torch.zeros_like(logits_TE).scatter(1, i, w) for i, w in ((exact_ids, exact), (rounded_ids, rounded))]
 share_T = (full[0] - full[1]).abs().sum(1) / 2 / full[0].sum(1)
+changed, moved_changed, moved_all = early["olmoe-1b-7b"], 100 * share_T[changed_T].mean(), 100 * share_T.mean()
 display(Markdown(
-    f"In OLMoE's shape **{early['olmoe-1b-7b']:.1f}%** of the tokens change an expert. In those, {100 * share_T[changed_T].mean():.1f}% "
-    f"of the weight lands on another expert; over all tokens it is {100 * share_T.mean():.2f}%."
+    f"In OLMoE's shape **{changed:.1f}%** of the tokens change an expert. In those, {moved_changed:.1f}% of the "
+    f"weight moves to another expert. Over all tokens, every small shift within the same set counted, it is "
+    f"{moved_all:.2f}%."
 ))  # fmt: skip
 
 # %% [markdown]
-# More experts crowd the logits, margins shrink, and more decisions change. Rounding the scores is
-# not safe either: eight significant bits are too few in both places. But look at *which* decisions change: those with a
-# margin below the rounding step, where the K-th expert and the next were equally good to the router, and the expert that is
+# More experts crowd the logits, margins shrink, and more decisions change. Rounding the scores is not safe either:
+# eight significant bits are too few in both places. But look at *which* decisions change: those with a margin below
+# the rounding step, where the K-th expert and the next were equally good to the router, and the expert that is
 # swapped is the one with the smallest weight of the K.
 
 # %% [markdown]
 # So rounding is not a disaster for quality. It is one for *reproducing* a decision: an inference engine that rounds
-# elsewhere than the trainer sends some tokens to other experts, so the two disagree about the probability of the same text.
+# elsewhere than the trainer sends some tokens to other experts, so the two disagree about the probability of the
+# same text.
 # %% [markdown]
 # That is why routers decide in float32. Note where: softmax in float32 on logits that a bfloat16 product has
 # rounded comes too late. DeepSeek-V3's code widens the tokens and the matrix before the product.
@@ -828,7 +874,8 @@ display(Markdown(
 # $$ H(x)_i = (x \cdot W_g)_i + \mathcal{N}(0, 1) \cdot \mathrm{softplus}\big((x \cdot W_\mathrm{noise})_i\big) . $$
 
 # %% [markdown]
-# How much noise does it take to change the experts of half of the tokens? (OLMoE's shape again; logits with standard deviation 1.)
+# How much noise does it take to change the experts of half of the tokens? (OLMoE's shape again; logits with
+# standard deviation 1.)
 
 # %%
 p = predict("01.noise", "Noise of which standard deviation changes the chosen set of half of the tokens?", 0, 1)
@@ -865,34 +912,38 @@ for name in NAMES:
     moe = presets.preset(name).moe
     router_flops = 2 * moe.d_model * moe.num_experts
     expert_flops = 6 * moe.d_model * moe.d_expert * (moe.top_k + moe.num_shared_experts)
-    print(f"{name:<14} router {router_flops:>9,}  experts {expert_flops:>13,}  share {100 * router_flops / expert_flops:.2f}%")
+    share = 100 * router_flops / expert_flops
+    print(f"{name:<14} router {router_flops:>9,}  experts {expert_flops:>13,}  share {share:.2f}%")
 
 # %% [markdown]
-# But FLOPs are not time. After the product come softmax, top-k and a division: a handful of passes over a small matrix.
-# The least that a machine can do is read the logits once and write K ids and weights per token, at the speed at
-# which it copies memory. That is the **floor**. How many times the floor does your `route` take?
+# But FLOPs are not time. After the product come softmax, top-k and a division: a handful of passes over a small
+# matrix. The least that a machine can do is read the logits once and write K ids and weights per token, at the
+# speed at which it copies memory. That is the **floor**. How many times the floor does your `route` take?
 
 # %%
-p = predict("01.time", "OLMoE's shape: the time of `route`, as a multiple of reading and writing everything once?", 1, 200, "×")
+p = predict(
+    "01.time", "OLMoE's shape: the time of `route`, as a multiple of reading and writing everything once?", 1, 200, "×"
+)
 
 # %% [markdown]
 # Times are medians of twenty calls, measured by CUDA events on a GPU and by the clock on one CPU core.
 
+
 # %%
-def milliseconds(run, repeats=20):
-    """Median time of a call, in milliseconds, after three calls to warm up."""
+def milliseconds(run, *args, repeats=20):
+    """Median time of `run(*args)`, in milliseconds, after three calls to warm up."""
     times = []
-    for i in range(repeats + 3):
+    for _ in range(repeats + 3):
         if device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
-            run()
+            run(*args)
             end.record()
             torch.cuda.synchronize()
             times.append(start.elapsed_time(end))
         else:
             began = time.perf_counter()
-            run()
+            run(*args)
             times.append(1e3 * (time.perf_counter() - began))
     return statistics.median(times[3:])
 
@@ -900,21 +951,29 @@ def milliseconds(run, repeats=20):
 # %%
 T = 262_144 if profile == "gpu" else 4096
 block = torch.zeros(2, 2**28 if profile == "gpu" else 2**24, device=device)
-copy_GBps = 4 * block.numel() / milliseconds(lambda: block[0].copy_(block[1])) / 1e6
-eager, floor = {}, {}
+copy_GBps = 4 * block.numel() / milliseconds(block[0].copy_, block[1]) / 1e6
+eager, floor, parts = {}, {}, {}
 for name in NAMES:
     moe = presets.preset(name).moe
     logits_TE = torch.randn(T, moe.num_experts, device=device)
     bias_E = torch.zeros(moe.num_experts, device=device) if moe.selection_bias else None
-    eager[name] = milliseconds(lambda: route(logits_TE, moe, bias_E))
+    eager[name] = milliseconds(route, logits_TE, moe, bias_E)
     floor[name] = T * (4 * moe.num_experts + 12 * moe.top_k) / copy_GBps / 1e6
+    scores_TE = scores(logits_TE, moe.score_fn)
+    topk_scores = top_k(scores_TE, moe.top_k)[1]
+    parts[name] = {
+        "scores": milliseconds(scores, logits_TE, moe.score_fn),
+        "top_k": milliseconds(top_k, scores_TE, moe.top_k),
+        "renormalise": milliseconds(renormalise, topk_scores, moe.norm_topk, moe.route_scale),
+    }
 print(f"{T:,} tokens; memory is copied at {copy_GBps:,.0f} GB/s (read plus write)")
 p.against(eager["olmoe-1b-7b"] / floor["olmoe-1b-7b"])
 
 # %% [markdown]
-# Would a compiler do better? On a GPU, `torch.compile` can fuse the passes around top-k. On a CPU we leave it out: it wants a
-# C++ compiler and more time than it saves here. DeepSeek-V3 also appears with its groups, as `labkit.kernels.reference`
-# computes them: slow and obvious on purpose, for it is the specification.
+# Where does it go? The three steps were timed one by one as well. And would a compiler do better? On a GPU,
+# `torch.compile` can fuse the passes around top-k. On a CPU we leave it out: it wants a C++ compiler and more time
+# than it saves here. DeepSeek-V3 is also timed with its groups, as `labkit.kernels.reference` computes them: slow
+# and obvious on purpose, for it is the specification.
 
 # %%
 faster = {}
@@ -924,8 +983,7 @@ if device.type == "cuda" and runtime.can("triton"):
         logits_TE = torch.randn(T, moe.num_experts, device=device)
         bias_E = torch.zeros(moe.num_experts, device=device) if moe.selection_bias else None
         try:
-            fast = torch.compile(route, dynamic=False)
-            faster[name] = milliseconds(lambda: fast(logits_TE, moe, bias_E))
+            faster[name] = milliseconds(torch.compile(route, dynamic=False), logits_TE, moe, bias_E)
         except Exception as error:
             print(f"{name}: torch.compile failed here ({type(error).__name__}); the eager time stands alone")
 moe, logits_TE = presets.preset("deepseek-v3").moe, torch.randn(T, 256, device=device)
@@ -935,22 +993,33 @@ print(f"deepseek-v3 with groups, specification: {with_groups:.2f} ms, without gr
 
 # %%
 with style.use():
-    fig, (axis,) = picture.new(size=(8.0, 3.0))
-    rows = torch.arange(len(NAMES)).numpy()
-    times = {"eager": eager, "torch.compile": faster}
-    for offset, (label, found) in zip((-0.18, 0.18), times.items(), strict=True):
-        if found:
-            axis.barh(rows + offset, [found.get(n, 0) / floor[n] for n in NAMES], 0.34, label=label)
+    fig, (axis,) = picture.new(size=(8.6, 3.2))
+    left = np.zeros(len(NAMES))
+    for step in ("scores", "top_k", "renormalise"):
+        width = np.array([parts[name][step] / floor[name] for name in NAMES])
+        axis.barh(NAMES, width, left=left, height=0.5, label=step)
+        left = left + width
+    if faster:
+        compiled = [ms / floor[name] for name, ms in faster.items()]
+        axis.plot(compiled, list(faster), "D", color=style.INK, label="all, torch.compile")
     axis.axvline(1, color=style.INK, linestyle=":", label="floor: read and write once")
-    axis.set(yticks=rows, yticklabels=NAMES, ylim=(3.6, -0.6), xscale="log", xlabel="time of a decision, as a multiple of the floor")
-    fig.legend(loc="outside upper right", ncols=3)
-fig.alt = "Deciding takes many times as long as moving its bytes once, for all four models."
+    axis.set(xlabel="time of a decision, as a multiple of the floor", ylim=(3.5, -0.5))
+    fig.legend(loc="outside upper right", ncols=5)
+fig.alt = "Time of scores, top-k and renormalising for four models, stacked, as multiples of moving the bytes once."
 display(fig)
+largest = {name: max(steps, key=steps.get) for name, steps in parts.items()}
+print("\n".join(f"{n:<14} {eager[n]:8.3f} ms, floor {floor[n]:.3f} ms; slowest step: {largest[n]}" for n in NAMES))
 
 # %% [markdown]
-# Each pass is cheap, and there are many: widen, maximum, exponential, sum, divide, select, sum again, divide again. Each
-# reads and writes the matrix, and on a GPU each is also one launch. Lab 08 writes the whole decision as *one* Triton
-# kernel which reads each logit once; the dotted line of this figure is what it is up against.
+# Where experts are many, the arithmetic is not the problem, and neither are the passes over a small matrix: the *choice*
+# is. A
+# library's top-k has to serve any K and any row length, and a compiler calls that same routine instead of fusing it
+# with its neighbours. A router knows more: K is small, a row fits into registers, and scores, choice and weights
+# need the row only once.
+
+# %% [markdown]
+# Lab 08 writes the whole decision as *one* Triton kernel that reads each logit once; the dotted line of this figure
+# is what it is up against.
 
 # %% [markdown]
 # ## 13 · Recap
@@ -965,20 +1034,23 @@ recap("01")
 #
 # This lab settles none of the fourteen claims; it builds what two of them are measured with.
 #
-# - **Claim 1** (sparse activation saves 90% of the compute): labs 02 and 07. From here we take that the router's own FLOPs
-#   hardly count, and that its time may.
-# - **Claim 2** (adaptive routing adds 12% accuracy): lab 03. From here we take a warning: on the toy, a router
-#   that could not learn was hard to tell from one that could by its accuracy alone. A claim about adaptive routing needs
+# - **Claim 1** (sparse activation saves 90% of the compute): labs 02 and 07. From here we take that the router's
+#   own FLOPs hardly count, and that its time may.
+# - **Claim 2** (adaptive routing adds 12% accuracy): lab 03. From here we take a warning: on the toy, a router that
+#   could not learn was hard to tell from one that could by its accuracy alone. A claim about adaptive routing needs
 #   random and fixed routers beside it, and several seeds.
 
 # %% [markdown]
 # ## Further reading
 #
-# - Shazeer et al. 2017, *Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer*, arXiv 1701.06538:
-#   equations 3 to 5, noise and softmax after top-k.
-# - Fedus, Zoph, Shazeer 2021, *Switch Transformers*, arXiv 2101.03961: K = 1 done right, and float32 inside the router.
+# - Shazeer et al. 2017, *Outrageously Large Neural Networks: The Sparsely-Gated Mixture-of-Experts Layer*, arXiv
+#   1701.06538: equations 3 to 5, noise and softmax after top-k.
+# - Fedus, Zoph, Shazeer 2021, *Switch Transformers*, arXiv 2101.03961: K = 1 done right, and float32 inside the
+#   router.
 # - Jiang et al. 2024, *Mixtral of Experts*, arXiv 2401.04088; Muennighoff et al. 2024, *OLMoE*, arXiv 2409.02060.
-# - DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, arXiv 2412.19437: section 2.1.2, sigmoid scores and the selection bias.
-# - Wang et al. 2024, *Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts*, arXiv 2408.15664: where the bias
-#   comes from.
-# - Zhou et al. 2022, *Mixture-of-Experts with Expert Choice Routing*, arXiv 2202.09368: what happens if experts choose.
+# - DeepSeek-AI 2024, *DeepSeek-V3 Technical Report*, arXiv 2412.19437: section 2.1.2, sigmoid scores and the
+#   selection bias.
+# - Wang et al. 2024, *Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts*, arXiv 2408.15664: where
+#   the bias comes from.
+# - Zhou et al. 2022, *Mixture-of-Experts with Expert Choice Routing*, arXiv 2202.09368: what happens if experts
+#   choose.
