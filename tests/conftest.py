@@ -6,6 +6,7 @@ such as "browser,sandbox", set in continuous integration) turns that skip into a
 
 from __future__ import annotations
 
+import atexit
 import functools
 import os
 import shutil
@@ -15,6 +16,7 @@ import tempfile
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["LABKIT_HOME"] = tempfile.mkdtemp(prefix="labkit-test-home-")
+atexit.register(shutil.rmtree, os.environ["LABKIT_HOME"], ignore_errors=True)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
