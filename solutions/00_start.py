@@ -82,6 +82,7 @@ display(runtime.doctor())
 # > notice. Below is one, as it is often written. It works for years and then, one day, it calls a *new* version old.
 # > Can you see when? Think before you run it.
 
+
 # %% tags=["nbval-check-output"]
 def new_enough(have, need):
     return have >= need
@@ -161,6 +162,7 @@ for part in PARTS:
 # Before you write the right answer, write a wrong one: `return d_model * d_expert`. Run the cell and the check below
 # it, and see what the card says. Then mend it. (That is an honest tip: failing a check costs you nothing.)
 
+
 # %% exercise="00.expert_params"
 def expert_params(d_model: int, d_expert: int) -> int:
     """How many parameters one SwiGLU expert without biases has.
@@ -228,6 +230,7 @@ display(fig)
 # **Total** is what must be stored. **Active** is what one token is multiplied with, and so it sets the arithmetic of
 # one token. Keep these two apart and half of the confusion about sparse models is gone. Notice what both have in full:
 # the router scores all $E$ experts before it can choose.
+
 
 # %% exercise="00.layer_params"
 def layer_params(
@@ -372,6 +375,7 @@ display(fig)
 # With grouped-query attention (GQA: Ainslie et al. 2023, arXiv 2305.13245, section 2.2), several of the $H$ query heads
 # share one key-value head.
 
+
 # %% exercise="00.kv_bytes"
 def kv_bytes(num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_value: int = 2) -> int:
     """By how many bytes the KV cache of one sequence grows with each token, with grouped-query attention.
@@ -449,6 +453,7 @@ display(fig)
 # %% [markdown]
 # The alternative is float32 throughout: then weights and gradients are wider, and the weights are their own master
 # copy. "Mixed precision halves the memory", one often hears. Keep that sentence in mind while you fill this in.
+
 
 # %% exercise="00.adam_memory"
 def adam_memory(num_params: int, mixed: bool = True) -> dict[str, int]:
@@ -533,6 +538,7 @@ display(figures.memory_stack(table, limit=card.memory, limit_name=card.name))
 # %%
 off = predict("00.weigh", "By how much will the real bytes differ from 16 for each parameter?", 0, 25, "%")
 
+
 # %%
 def weigh(moe, device):
     """Bytes held after one AdamW step of a sparse layer in mixed precision, and its number of parameters."""
@@ -552,6 +558,7 @@ def weigh(moe, device):
     on_cpu = sum(t.nbytes for t in held)
     held_bytes = torch.cuda.memory_allocated() - before if device.type == "cuda" else on_cpu
     return held_bytes, sum(w.numel() for w in weights)
+
 
 # %% [markdown]
 # The layer is OLMoE's on a GPU, and the same with a sixteenth of the width on a CPU.
@@ -576,6 +583,7 @@ off.against(100 * abs(held / expected - 1))
 # fragmentation take a part. With a share $r$ reserved on each card, and everything split evenly,
 #
 # $$ n = \left\lceil \frac{\text{bytes needed}}{\text{bytes of one card} \cdot (1 - r)} \right\rceil . $$
+
 
 # %% exercise="00.gpus_needed"
 def gpus_needed(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
@@ -654,6 +662,7 @@ for measure in claims()[6].measures:
 # > precision, with how many tokens. As a function, that claim looks like the first one below. What does it answer for
 # > DeepSeek-V3? And what is the least that a mended version has to ask for?
 
+
 # %% tags=["nbval-check-output"]
 def enough(gpu_gb):
     return gpu_gb >= 16
@@ -710,6 +719,7 @@ display(fig)
 # %%
 inside = predict("00.inside_16gb", "How many of these five ways stay within 16 GB?", 0, 5, "ways", step=1)
 
+
 # %% tags=["nbval-check-output"]
 def adapters(model, tokens, rank=16):
     """Estimated bytes to train LoRA adapters on frozen 4-bit weights (4.5 bits with their scales)."""
@@ -738,11 +748,12 @@ for condition, needed in small_card.items():
 # Each line becomes an entry of the ledger. These are **estimates** by the formulas above, not readings of an allocator,
 # and the entries say so. Their interval goes from the plain sum to the sum with the usual tenth of a card held back.
 
+
 # %%
 def enter(measure, rows, more):
     """One entry of claim 6 for each condition, from the plain estimate to the one with a tenth in reserve."""
     return {
-        name: claim(6, b / GB, low=b / GB, high=b / GB / 0.9, measure=measure, condition=f"{name}{more}; estimated")
+        name: claim(6, b / GB, high=b / GB / 0.9, measure=measure, condition=f"{name}{more}", estimated=True)
         for name, b in rows.items()
     }
 
@@ -763,6 +774,7 @@ inside.against(sum(b <= 16 * GB for b in small_card.values()))
 
 # %%
 four = predict("00.replicated", "Dense 7B, Adam, everything replicated on four cards: how much in all?", 100, 600, "GB")
+
 
 # %% tags=["nbval-check-output"]
 def four_cards(model, sequences, sharded=True, **options):
@@ -797,6 +809,7 @@ entries |= enter("train_4xa100", four_a100, ", Adam in mixed precision, sequence
 #
 # Two T4 hold 32 GB. (They also have no bfloat16: 16 bits means float16 there.) Weights are easily said; what grows is
 # the cache, with every reader and every token. Five ways again:
+
 
 # %% tags=["nbval-check-output"]
 def serve(model, readers, bits=16):

@@ -65,7 +65,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """A measured value for one measure of a claim, with its interval, its number of runs and its conditions."""
+    """A value for one measure of a claim: its interval, its runs, its conditions; `estimated` if by formula only."""
 
     claim: int
     measure: str
@@ -74,6 +74,7 @@ class Measured:
     high: float
     runs: int
     condition: str
+    estimated: bool = False
 
     @property
     def verdict(self) -> Verdict:
@@ -106,6 +107,7 @@ def claim(
     low: float | None = None,
     high: float | None = None,
     runs: int = 1,
+    estimated: bool = False,
 ) -> Measured:
     """Record what a run measured for a claim, show the verdict, and return the measurement.
 
@@ -116,6 +118,7 @@ def claim(
         measure: which of the claim's measures; may be left out where there is only one.
         low, high: the interval over the runs; by default the value itself.
         runs: how many runs the interval comes from.
+        estimated: the value comes from a formula, not from a measurement; the card says so.
 
     Raises ValueError for an unknown claim or measure, an empty condition, or an interval that misses the value.
     """
@@ -130,12 +133,14 @@ def claim(
         raise ValueError(f"claim {number} needs a condition: on which model, shape and hardware was it measured?")
     if runs < 1:
         raise ValueError(f"claim {number} was given {runs} runs; give 1 or more")
-    made = Measured(number, chosen.key, float(value), float(low), float(high), runs, condition)
-    interval = f" (from {low:.4g} to {high:.4g}, {runs} runs)" if high > low else ""
+    made = Measured(number, chosen.key, float(value), float(low), float(high), runs, condition, estimated)
+    times = f", {runs} runs" if runs > 1 else ""
+    interval = f" (from {low:.4g} to {high:.4g}{times})" if high > low else ""
     lines = (
         f"Claimed: {known[number].wording}",
         f"Counts as holding when {chosen}.",
-        f"Measured: {value:.4g} {chosen.unit}".rstrip() + f"{interval}, on {condition}.",
+        f"{'Estimated' if estimated else 'Measured'}: {value:.4g} {chosen.unit}".rstrip()
+        + f"{interval}, on {condition}.",
     )
     say(Card("claim", f"Claim {number}: {made.verdict}, here", lines), CLAIM, asdict(made))
     return made

@@ -111,6 +111,13 @@ def test_verdicts_follow_the_whole_interval(value, low, high, verdict):
     assert measured.verdict == verdict
 
 
+def test_the_card_says_what_was_only_estimated(capsys):
+    claim(6, 10.0, high=11.0, measure="train_16gb", condition="a formula", estimated=True)
+    said = capsys.readouterr().out
+    assert "Estimated: 10 GB (from 10 to 11), on a formula." in said
+    assert "Measured" not in said
+
+
 def test_at_most_is_the_other_way_round():
     measure = claims()[6].measure("train_16gb")
     assert [measure.verdict(v, v) for v in (10, 20)] == ["holds", "does not hold"]
