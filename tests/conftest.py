@@ -23,7 +23,7 @@ os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
 os.environ.setdefault("JUPYTER_PLATFORM_DIRS", "1")
 os.environ.pop("LABKIT_GRADE", None)
 
-import pytest
+import pytest  # noqa: E402 (the variables above must stand first)
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
