@@ -104,6 +104,7 @@ def nbgrader_api(course: Path) -> Any:
 
     config = PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config()
     config.CourseDirectory.root = str(Path(course).resolve())
+    config.Exchange.root = str(Path(course).resolve())  # unused; nbgrader complains where its default is not writable
     config.NbGraderAPI.log_level = "ERROR"
     return NbGraderAPI(config=config)
 

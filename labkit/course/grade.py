@@ -131,6 +131,9 @@ def lab_of(path: Path) -> Lab:
     marks of an exercise cell or a check cell.
     """
     notebook = _read(path)
+    for index, cell in enumerate(notebook.cells, 1):
+        if not isinstance(cell.metadata.get("nbgrader", {}), dict):
+            raise ValueError(f"{path} has a cell {index} whose nbgrader metadata are no table; remove them")
     found = [grade_id(cell) for cell in notebook.cells]
     numbers = {name.split("-")[1] for name in found if name.startswith(("answer-", "check-"))}
     if len(numbers) != 1:

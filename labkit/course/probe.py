@@ -97,8 +97,8 @@ def encode(value: Any) -> Any:
         return {kind.__name__: [encode(item) for item in value]}
     if kind is dict:
         return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    name = str(getattr(value, "dtype", "")).removeprefix("torch.")
-    if kind is torch.Tensor and value.layout == torch.strided and name in DTYPES:
+    if kind is torch.Tensor and value.layout == torch.strided and value.dtype in DTYPES.values():
+        name = str(value.dtype).removeprefix("torch.")
         flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         return {"tensor": [name, list(value.shape), base64.b64encode(data).decode()]}
