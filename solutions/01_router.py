@@ -1011,8 +1011,8 @@ largest = {name: max(steps, key=steps.get) for name, steps in parts.items()}
 print("\n".join(f"{n:<14} {eager[n]:8.3f} ms, floor {floor[n]:.3f} ms; slowest step: {largest[n]}" for n in NAMES))
 
 # %% [markdown]
-# Where experts are many, the arithmetic is not the problem, and neither are the passes over a small matrix: the *choice*
-# is. A
+# Where experts are many, the arithmetic is not the problem, and neither are the passes over a small matrix: the
+# *choice* is. A
 # library's top-k has to serve any K and any row length, and a compiler calls that same routine instead of fusing it
 # with its neighbours. A router knows more: K is small, a row fits into registers, and scores, choice and weights
 # need the row only once.
