@@ -78,14 +78,18 @@ def release(
     numbers: Numbers = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; fail if a notebook is out of date.")] = False,
 ) -> None:
-    """Make the student notebooks from their masters in solutions/."""
-    from labkit.course import labs
+    """Make the student notebooks from their masters in solutions/; bring the prose of the executed ones up to date."""
+    from labkit.course import labs, solutions
     from labkit.course import release as maker
 
     chosen = [labs.lab(number) for number in numbers or labs.numbers()]
     if not check:
         for each in chosen:
             typer.echo("wrote " + ", ".join(str(path) for path in maker.release(each.number)))
+            if not solutions.reword(maker.solved_notebook(each.number), each.stem):
+                typer.echo(
+                    f"  its code has changed since it was executed: labkit run {each.number} --update (on a GPU)"
+                )
         return
     stale = [each.stem for each in chosen if maker.stale(each.number)]
     if stale:

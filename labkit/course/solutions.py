@@ -79,9 +79,35 @@ def renew(executed: Path, stem: str, into: Path | None = None) -> Path:
     import nbformat
 
     target = (into or folder()) / f"{stem}.ipynb"
-    notebook = renewed(nbformat.read(executed, as_version=4))
+    _write(renewed(nbformat.read(executed, as_version=4)), target)
+    return target
+
+
+def reword(fresh: Any, stem: str, into: Path | None = None) -> bool:
+    """Bring the prose of a committed notebook up to date with `fresh`, its master's notebook; outputs stay.
+
+    Returns False, and changes nothing, if there is none or if its code has changed: then it must be executed again.
+    """
+    import nbformat
+
+    target = (into or folder()) / f"{stem}.ipynb"
+    if not target.is_file():
+        return False
+    before = [cell for cell in nbformat.read(target, as_version=4).cells if cell.cell_type == "code"]
+    after = renewed(fresh)
+    code = [cell for cell in after.cells if cell.cell_type == "code"]
+    if [cell.source for cell in before] != [cell.source for cell in code]:
+        return False
+    for old, new in zip(before, code, strict=True):
+        new.outputs, new.execution_count = old.outputs, old.execution_count
+    _write(after, target)
+    return True
+
+
+def _write(notebook: Any, target: Path) -> None:
+    import nbformat
+
     nbformat.validate(notebook)
     text = json.dumps(notebook, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if not target.is_file() or target.read_text("utf-8") != text:
         target.write_text(text, "utf-8")
-    return target

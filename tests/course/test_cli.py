@@ -127,6 +127,8 @@ def maker(monkeypatch):
     module = ModuleType("labkit.course.release")
     module.release = lambda number: made.append(number) or (Path("notebooks") / f"{number}.ipynb",)
     module.stale = lambda number: number == "01"
+    module.solved_notebook = lambda number: number
+    monkeypatch.setattr("labkit.course.solutions.reword", lambda fresh, stem: fresh == "00")
     import labkit.course
 
     monkeypatch.setitem(sys.modules, "labkit.course.release", module)
@@ -137,7 +139,10 @@ def maker(monkeypatch):
 
 
 def test_release_makes_all_or_only_looks(maker):
-    assert "wrote notebooks/00.ipynb" in invoke("release").output
+    told = invoke("release").output
+    assert "wrote notebooks/00.ipynb" in told
+    assert "labkit run 01 --update" in told
+    assert "labkit run 00 --update" not in told
     assert maker == ["00", "01"]
     looked = invoke("release", "--check")
     assert looked.exit_code == 1

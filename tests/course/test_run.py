@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import dataclasses
 import errno
 import json
@@ -278,6 +279,22 @@ def test_a_committed_notebook_is_the_same_at_every_run_and_keeps_its_pictures(do
     assert run.CLAIM in outputs[2].data
     for volatile in ("papermill", "injected", "iopub", "start_time", "labkit-run-", str(solutions.PACKAGE.parent)):
         assert volatile not in text.replace(json.dumps(WHERE), "")
+
+
+def test_prose_is_renewed_without_running_but_code_is_not(done, tmp_path):
+    solutions.renew(done[0] / "cpu" / "00_made.ipynb", "00_made", tmp_path)
+    path = tmp_path / "00_made.ipynb"
+    before = nbformat.read(path, as_version=4)
+    fresh = copy.deepcopy(NOTEBOOKS["00"])
+    fresh.cells[0].source = "# Another title"
+    assert solutions.reword(fresh, "00_made", tmp_path)
+    after = nbformat.read(path, as_version=4)
+    assert after.cells[0].source == "# Another title"
+    assert [cell.get("outputs") for cell in after.cells] == [cell.get("outputs") for cell in before.cells]
+    fresh.cells[-1].source += "\n1"
+    assert not solutions.reword(fresh, "00_made", tmp_path)
+    assert nbformat.read(path, as_version=4) == after
+    assert not solutions.reword(fresh, "no_such", tmp_path)
 
 
 def test_update_renews_only_what_went_well(made_up, done, tmp_path, monkeypatch):
