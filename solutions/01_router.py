@@ -58,7 +58,7 @@ from labkit.train import data
 
 profile = runtime.resolve_profile(profile)
 device = runtime.device() if profile == "gpu" else torch.device("cpu")
-generator = runtime.seed_all(seed)
+runtime.seed_all(seed)
 torch.set_num_threads(1)  # what runs on the CPU here is small: threads would only wait for each other
 
 # %% [markdown]
@@ -193,7 +193,8 @@ display(fig)
 
 # %% [markdown]
 # On the right, only the softmax line bends: raising one expert *lowers* the others. That coupling is why a softmax
-# router is prone to winner-takes-all training, and one reason why later models let each expert be judged alone.
+# router is prone to winner-takes-all training, and one argument for judging each
+# expert alone.
 
 # %% [markdown]
 # Now the same four logits as numbers, in all three families, and then logits that are too big for a careless
@@ -269,7 +270,7 @@ display(fig)
 
 # %% [markdown]
 # The first is called `norm_topk`; in the DeepSeek-V3 report it is equation 13. The factor $\gamma$ (`route_scale`)
-# makes up for the small size of such weights beside a shared expert. The $\epsilon$, $10^{-20}$ in DeepSeek-V3's
+# sets the size of the routed output beside that of a shared expert. The $\epsilon$, $10^{-20}$ in DeepSeek-V3's
 # code, matters only when all K scores have underflowed to zero: then 0/0 would be `nan`.
 
 
@@ -511,9 +512,9 @@ display(fig)
 # %% [markdown]
 # ## 8 · The trap of K = 1
 #
-# Switch Transformer (Fedus et al. 2021) sends each token to one expert only, and warns of nothing; yet put
-# `top_k=1` into a router that renormalises, as most configurations do by default, and something breaks without a
-# sound. Before you read on: what is the renormalised weight of the only chosen expert? And what is its slope?
+# Switch Transformer (Fedus et al. 2021) sends each token to one expert only, and that works. Yet put `top_k=1` into
+# a router that renormalises, as Mixtral's does, and something breaks without a sound. Before you read on: what is
+# the renormalised weight of the only chosen expert? And what is its slope?
 
 # %% [markdown]
 # In this exercise you follow the gradient yourself. One token goes to its best expert $e$, whose output is $y_e$,
@@ -865,11 +866,13 @@ display(Markdown(
 # same text.
 # %% [markdown]
 # That is why routers decide in float32. Note where: softmax in float32 on logits that a bfloat16 product has
-# rounded comes too late. DeepSeek-V3's code widens the tokens and the matrix before the product.
+# rounded comes too late. DeepSeek-V3's router widens the tokens and the matrix before
+# the product.
 
 # %% [markdown]
 # The same effect is also used on purpose. Shazeer et al. (2017, equation 4) add Gaussian noise to the logits
-# while training, with a width that each token learns, so that other experts are tried too:
+# while training, with a width that is learned and depends on the token, so
+# that other experts are tried too:
 #
 # $$ H(x)_i = (x \cdot W_g)_i + \mathcal{N}(0, 1) \cdot \mathrm{softplus}\big((x \cdot W_\mathrm{noise})_i\big) . $$
 
