@@ -78,7 +78,10 @@ def solved_notebook(which: Which, root: Path | None = None) -> NotebookNode:
 
 def student_notebook(which: Which, root: Path | None = None) -> NotebookNode:
     """The student's notebook of a lab, made by nbgrader's preprocessors. Raises what `read_master` raises."""
-    from nbgrader import preprocessors as nbgrader
+    try:
+        from nbgrader import preprocessors as nbgrader
+    except ImportError as error:
+        raise ImportError("student notebooks are made with nbgrader: pip install 'labkit[grade]'") from error
 
     notebook = solved_notebook(which, root)
     resources: dict[str, Any] = {}

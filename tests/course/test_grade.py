@@ -112,8 +112,9 @@ def test_blank_and_wrong_and_right_in_one_notebook(tiny, tmp_path):
         "times_6": "import torch.nn.functional\ndef times_6(x):\n    return 6 * x\nprint('noise')",
         "chain": "def chain(x):\n    return times_3(x) - x + 1",
     }
-    path = tiny.submission(tmp_path / "mine.ipynb", answers, student_notebook("98", tiny.root))
-    report = grade(path, root=tiny.root)
+    notebook = student_notebook("98", tiny.root)
+    lose(notebook, "setup-98-01")  # the lab's own setup cells are run, whatever became of them
+    report = grade(tiny.submission(tmp_path / "mine.ipynb", answers, notebook), root=tiny.root)
     assert points_of(report) == {
         "times_2": 0, "times_3": 2, "times_4": 0, "times_5": 0, "times_6": 16, "times_7": 0, "times_8": 0, "chain": 128,
     }  # fmt: skip
@@ -131,7 +132,7 @@ def test_cheats_get_no_marks(tiny, tmp_path):
     checks = {grade_id(cell): cell for cell in notebook.cells}
     checks["check-98-times_8"].source = "print('passed')"
     checks["check-98-times_8"].metadata.nbgrader["points"] = 1000
-    checks["setup-98-01"].source = "def times_8(x):\n    return 8 * x\ntorch = None"
+    checks["setup-98-01"].source = "raise RuntimeError('mine')"
     answers = {
         "times_2": "def times_2(x):\n    return 2 * x",
         "times_3": LIAR,
