@@ -54,7 +54,7 @@ from labkit.kernels import dispatch, reference
 from labkit.kernels.traffic import traffic
 from labkit.nn.oracle import hf_block, hf_experts
 from labkit.nn.router import Router
-from labkit.show import picture, style
+from labkit.show import figures, picture, style
 from labkit.train import data
 
 profile = runtime.resolve_profile(profile)
@@ -221,6 +221,8 @@ with torch.no_grad():
     routing = router(x_TD, tokens=batch.tokens, domains=batch.token_domains)
     noise = router(torch.randn(x_TD.shape, generator=generator))
 print(f"{routing.num_tokens} tokens; corpus digest {text.digest[:12]}")
+letters = [token.replace("␣", "space").replace("⏎", "newline") for token in batch.tokens]
+display(figures.routing_matrix(routing, letters, limit=24))
 
 # %% [markdown]
 # The baseline is the same router on as many random vectors, in which no two tokens are alike. **Predict** before you
@@ -584,6 +586,25 @@ print("one-hot      :", round(counted(WAYS["one-hot"], *layer) / formula, 1), "t
 # product with zero costs a product. If a layer's code computes all experts and masks afterwards, it is a mixture of
 # experts in its mathematics and a dense layer on its bill. (GShard and Switch limit each expert to a capacity of C
 # rows; then the bill is $E \cdot C$ rows, and tokens beyond C are dropped. Lab 03.)
+
+# %% [markdown]
+# The same on the real widths, per token. The coloured part is what the router asked for; the grey part is multiplied by
+# zero.
+
+# %%
+with style.use():
+    figure, (ax,) = picture.new(size=(7.5, 2.8))
+    for i, c in enumerate(SHAPES.values()):
+        for j, (label, way) in enumerate({"loop": "loop", "sorted": "grouped_mm", "one-hot": "onehot"}.items()):
+            t = traffic(way, 4096, c.d_model, c.d_expert, c.num_experts, c.top_k)
+            ax.barh(4 * i + j, t.useful_flops / 4096e9, color=style.PALETTE[j], label=None if i else label)
+            ax.barh(4 * i + j, t.wasted_flops / 4096e9, left=t.useful_flops / 4096e9, color="#DDDDDD")
+    ax.set(xlabel="GFLOP a token", yticks=[1, 5, 9])
+    ax.set_yticklabels(list(SHAPES))
+    ax.invert_yaxis()
+    ax.legend(loc="lower right")
+figure.alt = "FLOPs a token of the three ways on three models: one-hot is several times the others, mostly grey."
+display(figure)
 
 # %% [markdown]
 # And the sorted version? Ask the same counter. It depends on the version of torch whether it knows `grouped_mm`; where
@@ -978,13 +999,18 @@ def time_saved(seconds):
 
 
 where = torch.cuda.get_device_name() if GPU else "CPU"
+
+
+def claim_time(results, how):
+    for name, c in RACED.items():
+        value, low, high = time_saved(results[name])
+        words = f"{name}: {c.top_k} of {c.num_experts} experts, widths {c.d_model} × {c.d_expert}"
+        condition = f"{words}, {how}, {dtype}, {where}"
+        claim(1, value, low=low, high=high, runs=5, measure="time_saved", condition=condition)
+
+
 p.against(*time_saved(many["Qwen3"]))
-for name, c in RACED.items():
-    value, low, high = time_saved(many[name])
-    words = (
-        f"{name}: {c.top_k} of {c.num_experts} experts, widths {c.d_model} × {c.d_expert}, {T} tokens, {dtype}, {where}"
-    )
-    claim(1, value, low=low, high=high, runs=5, measure="time_saved", condition=words)
+claim_time(many, f"{T} tokens")
 
 # %% [markdown]
 # ### One token at a time
@@ -996,12 +1022,7 @@ for name, c in RACED.items():
 # %%
 single = {name: contest(c, 1, ("loop", "sorted")) for name, c in RACED.items()}
 display(draw_contest(single, "one token"))
-for name, c in RACED.items():
-    value, low, high = time_saved(single[name])
-    words = (
-        f"{name}: {c.top_k} of {c.num_experts} experts, widths {c.d_model} × {c.d_expert}, 1 token, {dtype}, {where}"
-    )
-    claim(1, value, low=low, high=high, runs=5, measure="time_saved", condition=words)
+claim_time(single, "1 token")
 
 # %% [markdown]
 # Is the time at one token spent on bytes, or on *starting* operations? The sparse layer starts a dozen small ones, the
@@ -1029,7 +1050,9 @@ def recorded(c):
 
 
 graphs = {name: recorded(c) for name, c in RACED.items()} if GPU else {}
-if not GPU:
+if GPU:
+    claim_time(graphs, "1 token, recorded as one CUDA graph")
+else:
     print("CUDA graphs need profile 'gpu'; the figure below goes without them")
 
 # %% [markdown]
@@ -1048,7 +1071,7 @@ with style.use():
         ax.bar(at, mid, 0.18, yerr=reach, label=label, ecolor=style.INK, capsize=2)
     ax.axhline(90, color=style.INK, linewidth=1, linestyle="--")
     ax.axhline(0, color=style.INK, linewidth=1)
-    ax.set(ylabel="saved against the dense twin (%)", ylim=(-110, 105))
+    ax.set(ylabel="saved against the dense twin (%)", ylim=(max(-110, min(0, ax.get_ylim()[0])), 105))
     ax.set_xticks(range(len(RACED)), list(RACED))
     ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 figure.alt = "For each layer, per cent saved in FLOPs and in time; the bars of one layer differ widely."
