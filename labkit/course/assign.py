@@ -99,11 +99,8 @@ def assign(numbers: Sequence[str | int], course_dir: Path, root: Path | None = N
 
 def nbgrader_api(course: Path) -> Any:
     """nbgrader's API with the configuration that lies in `course`."""
-    try:
-        from nbgrader.apps import NbGraderAPI
-        from traitlets.config.loader import PyFileConfigLoader
-    except ImportError as error:
-        raise ImportError("courses and grading need nbgrader: pip install 'labkit[grade]'") from error
+    from nbgrader.apps import NbGraderAPI
+    from traitlets.config.loader import PyFileConfigLoader
 
     config = PyFileConfigLoader("nbgrader_config.py", path=str(course)).load_config()
     config.CourseDirectory.root = str(Path(course).resolve())

@@ -93,7 +93,7 @@ def grade(
 
     Args:
         notebook_path: the learner's notebook; it is only read.
-        unsafe: run the learner's code without a sandbox.
+        unsafe: run the learner's code without a sandbox, with all your rights and every answer in its reach.
         timeout: seconds for each exercise cell, and again for its function.
         feedback: where to write nbgrader's feedback page, as HTML.
         root: the checkout with the masters; by default the one labkit runs from.

@@ -152,7 +152,10 @@ class _Desk:
                         f"{reply.error_type} {reply.error}".rstrip()
                     )
             for source in self._replay:
-                session.run(source, self._timeout)
+                if session.run(source, self._timeout).status in ENDED:  # it went well the first time, and not now
+                    self._replay.remove(source)
+                    session.close()
+                    return self._restart()
         except BaseException:
             session.close()
             raise

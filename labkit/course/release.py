@@ -78,10 +78,7 @@ def solved_notebook(which: Which, root: Path | None = None) -> NotebookNode:
 
 def student_notebook(which: Which, root: Path | None = None) -> NotebookNode:
     """The student's notebook of a lab, made by nbgrader's preprocessors. Raises what `read_master` raises."""
-    try:
-        from nbgrader import preprocessors as nbgrader
-    except ImportError as error:
-        raise ImportError("student notebooks are made with nbgrader: pip install 'labkit[grade]'") from error
+    from nbgrader import preprocessors as nbgrader
 
     notebook = solved_notebook(which, root)
     resources: dict[str, Any] = {}

@@ -139,7 +139,7 @@ class Session:
 
     Args:
         hidden: folders that are empty inside.
-        unsafe: start the kernel without a sandbox.
+        unsafe: start the kernel without a sandbox, and without its limits.
 
     Raises SandboxError if there is no sandbox to be had or the kernel does not start.
     """
@@ -155,12 +155,14 @@ class Session:
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         context = zmq.Context()
         context.setsockopt(zmq.MAXMSGSIZE, MAX_TEXT)
+        transport = "tcp" if unsafe else "ipc"
         self._manager = KernelManager(
-            transport="ipc", connection_file=str(self._folder / "kernel.json"), context=context
+            transport=transport, connection_file=str(self._folder / "kernel.json"), context=context
         )
-        launch = LAUNCH.format(memory=MEMORY_BYTES, size=SCRATCH_BYTES)
-        python = [sys.executable, "-c", launch, "-f", "{connection_file}", "--HistoryManager.enabled=False"]
-        argv = python if unsafe else [*sandbox_command(self._folder, hidden), *python]
+        limited = ["-c", LAUNCH.format(memory=MEMORY_BYTES, size=SCRATCH_BYTES)]
+        wall = [] if unsafe else sandbox_command(self._folder, hidden)
+        start = ["-m", "ipykernel_launcher"] if unsafe else limited
+        argv = [*wall, sys.executable, *start, "-f", "{connection_file}", "--HistoryManager.enabled=False"]
         self._manager._kernel_spec = KernelSpec(argv=argv, display_name="labkit-sandbox", language="python")
         self._client: Any = None
         self._start()

@@ -449,6 +449,21 @@ def test_missing_cells_and_floods(tiny):
     assert flood.verdict.diagnosis == "prints_too_much"
 
 
+def test_a_cell_that_breaks_only_the_second_time_is_left_out(tiny):
+    first, second, third = tiny.lab.exercises[:3]
+    answers = [Answer(first, "fickle"), Answer(second, "endless"), Answer(third, "third")]
+    sessions = [
+        FakeSession([Reply("ok"), Reply("ok"), Reply("ok"), Reply("ok"), Reply("timeout")]),
+        FakeSession([Reply("dead")]),
+        FakeSession([]),
+    ]
+    opened = iter(sessions)
+    marks = mark_answers([], answers, lambda: next(opened))
+    assert marks[1].verdict.diagnosis == "endless"
+    assert sessions[1].ran == ["fickle"]
+    assert sessions[2].ran[1] == "third"
+
+
 def test_inputs_are_fresh_each_time(tiny):
     sessions = [FakeSession([]), FakeSession([])]
     for session in sessions:
