@@ -118,6 +118,10 @@ def _version(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
+        if package == "labkit":  # run from its sources, never installed
+            from labkit import __version__
+
+            return __version__
         return None
 
 

@@ -81,6 +81,13 @@ class Measured:
         """What this measurement says about its measure."""
         return claims()[self.claim].measure(self.measure).verdict(self.low, self.high)
 
+    def __str__(self) -> str:
+        unit = claims()[self.claim].measure(self.measure).unit
+        runs = f", {self.runs} runs" if self.runs > 1 else ""
+        interval = f" (from {self.low:.4g} to {self.high:.4g}{runs})" if self.high > self.low else ""
+        how = "Estimated" if self.estimated else "Measured"
+        return f"{how}: {self.value:.4g} {unit}".rstrip() + f"{interval}, on {self.condition}"
+
 
 def claims(path: Path | None = None) -> dict[int, Claim]:
     """The claims by number, from data/claims.yaml. Raises ValueError for a key that is missing or unknown."""
@@ -134,13 +141,10 @@ def claim(
     if runs < 1:
         raise ValueError(f"claim {number} was given {runs} runs; give 1 or more")
     made = Measured(number, chosen.key, float(value), float(low), float(high), runs, condition, estimated)
-    times = f", {runs} runs" if runs > 1 else ""
-    interval = f" (from {low:.4g} to {high:.4g}{times})" if high > low else ""
     lines = (
         f"Claimed: {known[number].wording}",
         f"Counts as holding when {chosen}.",
-        f"{'Estimated' if estimated else 'Measured'}: {value:.4g} {chosen.unit}".rstrip()
-        + f"{interval}, on {condition}.",
+        f"{made}.",
     )
     say(Card("claim", f"Claim {number}: {made.verdict}, here", lines), CLAIM, asdict(made))
     return made

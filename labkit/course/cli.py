@@ -128,8 +128,7 @@ def claims(
     typer.echo(str(book.ledger(measured)))
     for number, each in measured.items():
         for one in each:
-            found = f"{one.value:.4g} ({one.low:.4g} to {one.high:.4g}, {one.runs} runs)"
-            typer.echo(f"  claim {number}, {one.measure}: {found}, on {one.condition}: {one.verdict}")
+            typer.echo(f"  claim {number}, {one.measure}: {one.verdict}. {one}")
     if not measured:
         typer.echo(f"  nothing measured in {runs} yet; measure with: labkit run")
 
@@ -142,7 +141,8 @@ def assign(
     """Lay labs out as a ready nbgrader course."""
     from labkit.course.assign import assign as lay_out
 
-    typer.echo(str(lay_out(numbers, course)))
+    for path in lay_out(numbers, course):
+        typer.echo(f"wrote {path}")
 
 
 @app.command(epilog="Example: labkit grade submitted/01_router.ipynb --json")
@@ -150,15 +150,16 @@ def grade(
     notebook: Annotated[Path, typer.Argument(help="The learner's notebook.")],
     unsafe: Annotated[bool, typer.Option("--unsafe", help="Run it without a sandbox.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+    timeout: Annotated[int, typer.Option(help="Seconds that a cell or an answer may take.")] = 60,
+    feedback: Annotated[Path | None, typer.Option(help="Where to write the learner's feedback, as HTML.")] = None,
 ) -> None:
     """Grade a learner's notebook in a sandbox; only the learner's own functions count."""
-    import json
-    from dataclasses import asdict
-
     from labkit.course.grade import grade as mark
 
-    report = mark(notebook, unsafe=unsafe)
-    typer.echo(json.dumps(asdict(report), indent=1, ensure_ascii=False) if as_json else str(report))
+    report = mark(notebook, unsafe=unsafe, timeout=timeout, feedback=feedback)
+    typer.echo(report.json() if as_json else str(report))
+    if feedback and not as_json:
+        typer.echo(f"wrote {feedback}")
 
 
 def explain(error: Exception) -> tuple[str, int]:

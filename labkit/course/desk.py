@@ -8,18 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+from labkit.course.master import checkout
+
 PACKAGE = Path(__file__).resolve().parents[1]
-
-
-def checkout() -> Path | None:
-    """The root of the checkout that labkit runs from, or None where only the wheel is installed."""
-    root = PACKAGE.parent
-    return root if (root / "pyproject.toml").is_file() and (root / "solutions").is_dir() else None
 
 
 def shipped(stem: str) -> Path:
     """The student notebook of a lab, in the checkout or in the wheel. Raises FileNotFoundError if it is not there."""
-    root = checkout()
+    root = checkout(PACKAGE.parent)
     path = (root or PACKAGE) / "notebooks" / f"{stem}.ipynb"
     if not path.is_file():
         advice = f"make it with: labkit release {stem[:2]}" if root else "install labkit again"
@@ -34,7 +30,7 @@ def lay_out(stem: str, folder: Path) -> tuple[Path, bool]:
     the learner's work and stays as it is.
     """
     source = shipped(stem)
-    if checkout():
+    if checkout(PACKAGE.parent):
         return source, False
     target = folder / source.name
     if target.exists():
@@ -50,7 +46,7 @@ def open_in_jupyterlab(notebook: Path) -> int:
     """
     import jupyterlab  # noqa: F401 (fails here, with its name, rather than in the other process)
 
-    folder = checkout() or notebook.parent
+    folder = checkout(PACKAGE.parent) or notebook.parent
     command = [sys.executable, "-m", "jupyterlab", os.path.relpath(notebook, folder)]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")

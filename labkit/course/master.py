@@ -19,6 +19,7 @@ from labkit.course.exercise import Exercise
 from labkit.course.labs import Lab
 
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+ROOT = Path(__file__).resolve().parents[2]
 PYTHON = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
 
@@ -79,9 +80,8 @@ class Master:
         return tuple(labs.find(cell.exercise) for cell in self.cells if cell.exercise)
 
 
-def checkout() -> Path | None:
+def checkout(root: Path = ROOT) -> Path | None:
     """The root of the checkout that labkit runs from, or None where only the wheel is installed."""
-    root = Path(__file__).resolve().parents[2]
     return root if (root / "solutions").is_dir() and (root / "pyproject.toml").is_file() else None
 
 

@@ -59,8 +59,8 @@ class Prediction:
 
         from labkit.show import figures
 
-        if get_ipython() is not None and guess is not None:
-            spread = 0.0 if low is None or high is None else max(high - measured, measured - low)
+        if get_ipython() is not None:
+            spread = None if low is None or high is None else (low, high)
             display(figures.prediction_line(guess, measured, self.low, self.high, unit=self.unit, spread=spread))
 
 

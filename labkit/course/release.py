@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import logging
 from collections import Counter
 from pathlib import Path
@@ -96,13 +97,30 @@ def student_notebook(which: Which, root: Path | None = None) -> NotebookNode:
 def release(which: Which, root: Path | None = None) -> tuple[Path, ...]:
     """Write the student's notebook of a lab to `notebooks/`; returns the paths written.
 
+    A notebook there that somebody has worked in is kept beside it, as `NN_name.mine.ipynb` or the next free name.
     Raises what `read_master` raises.
     """
     master = which if isinstance(which, Master) else read_master(which, root)
     path = notebook_path(master, root)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(render(student_notebook(master, root)), "utf-8")
-    return (path,)
+    fresh, kept = render(student_notebook(master, root)), []
+    if path.is_file() and worked_in(path.read_text("utf-8")):
+        names = (path.with_name(f"{path.stem}.mine{n or ''}.ipynb") for n in itertools.count())
+        kept.append(path.replace(next(name for name in names if not name.exists())))
+    path.write_text(fresh, "utf-8")
+    return (path, *kept)
+
+
+def worked_in(text: str) -> bool:
+    """Whether a student's notebook holds somebody's work: an output, or an answer where the stub was."""
+    try:
+        cells = nbformat.reads(text, as_version=4).cells
+    except (ValueError, nbformat.ValidationError):
+        return bool(text.strip())
+    answers = [cell for cell in cells if cell.metadata.get("exercise")]
+    return any(cell.get("outputs") for cell in cells) or any(
+        "NotImplementedError" not in cell.source for cell in answers
+    )
 
 
 def stale(which: Which, root: Path | None = None) -> bool:

@@ -245,7 +245,7 @@ def experts_onehot(
 ) -> Tensor:
     """Every expert computes every token, mostly zeros: dispatch and combine are einsums with a mask.
 
-    The dispatch of GShard (Lepikhin et al. 2020, algorithm 1) and Switch, without a capacity: no token is dropped, and
+    The dispatch of GShard (Lepikhin et al. 2020, algorithm 2) and Switch, without a capacity: no token is dropped, and
     E / K times the needed multiplications are done. Arguments and result as `experts_loop`.
     """
     check_experts(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF)

@@ -142,6 +142,10 @@ def _region(ax: Axes, xy: np.ndarray, names: list[str], owner: Any, E: int) -> s
     return ", ".join(f"expert {e} owns {100 * s:.0f} %" for e, s in enumerate(share))
 
 
+def _visible(label: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in label)
+
+
 def routing_matrix(routing: Any, tokens: Sequence[str] | None = None, limit: int = 32) -> Picture:
     """Tokens × experts: the weight of each chosen expert's output, for the first `limit` tokens."""
     T, E = routing.logits_TE.shape
@@ -158,7 +162,7 @@ def routing_matrix(routing: Any, tokens: Sequence[str] | None = None, limit: int
         figure.colorbar(image, label="weight of the output", shrink=0.9)
         title = "Who takes which token" + (f" (first {n} of {T})" if n < T else "")
         ax.set(title=title, xlabel="expert", ylabel="token")
-        ax.set_yticks(range(n), [str(label)[:14].encode("unicode_escape").decode() for label in labels[:n]], fontsize=9)
+        ax.set_yticks(range(n), [_visible(str(label)[:14]) for label in labels[:n]], fontsize=9)
         ax.set_xticks(range(0, E, math.ceil(E / 16)))
         ax.grid(False)
     figure.alt = f"{title}: {n} tokens by {E} experts. " + "; ".join(

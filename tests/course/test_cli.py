@@ -166,7 +166,7 @@ def test_claims_reads_the_runs(tmp_path):
     measured = {"claim": 1, "measure": "flops_saved", "value": 91.0, "low": 90.5, "high": 92.0, "runs": 3}
     (tmp_path / "01.json").write_text(json.dumps({"claims": [{**measured, "condition": "a toy"}]}))
     told = invoke("claims", "--runs", str(tmp_path)).output
-    assert "91 (90.5 to 92, 3 runs), on a toy: holds" in told
+    assert "flops_saved: holds. Measured: 91 % (from 90.5 to 92, 3 runs), on a toy" in told
 
 
 def test_assign_and_grade_hand_over(monkeypatch, tmp_path):
@@ -177,14 +177,20 @@ def test_assign_and_grade_hand_over(monkeypatch, tmp_path):
         def __str__(self):
             return f"score {self.score}"
 
+        def json(self):
+            return json.dumps({"score": self.score, "of": 9})
+
     assign, grade = ModuleType("labkit.course.assign"), ModuleType("labkit.course.grade")
-    assign.assign = lambda numbers, course: f"{numbers} in {course}"
-    grade.grade = lambda path, unsafe: Report(3 if unsafe else 2)
+    assign.assign = lambda numbers, course: (course / numbers[0], course / numbers[1])
+    grade.grade = lambda path, unsafe, timeout, feedback: Report(3 if unsafe else timeout)
     monkeypatch.setitem(sys.modules, "labkit.course.assign", assign)
     monkeypatch.setitem(sys.modules, "labkit.course.grade", grade)
-    assert f"['01', '02'] in {tmp_path}" in invoke("assign", "01", "02", "--course", str(tmp_path)).output
-    assert "score 2" in invoke("grade", "x.ipynb").output
-    assert json.loads(invoke("grade", "x.ipynb", "--unsafe", "--json").output) == {"score": 3}
+    assert f"wrote {tmp_path / '02'}" in invoke("assign", "01", "02", "--course", str(tmp_path)).output
+    assert "score 60" in invoke("grade", "x.ipynb").output
+    told = invoke("grade", "x.ipynb", "--timeout", "5", "--feedback", "page.html").output
+    assert "score 5" in told
+    assert "wrote page.html" in told
+    assert json.loads(invoke("grade", "x.ipynb", "--unsafe", "--json").output) == {"score": 3, "of": 9}
     assert invoke("assign", "01").exit_code == 2
 
 

@@ -103,6 +103,21 @@ def test_stale_when_missing_or_changed(tiny):
     assert stale("98", tiny.root)
 
 
+def test_work_in_a_student_notebook_is_kept(tiny):
+    (path,) = release("98", tiny.root)
+    assert release("98", tiny.root) == (path,)
+    for count in (1, 2):
+        notebook = nbformat.read(path, as_version=4)
+        mine = next(cell for cell in notebook.cells if cell.metadata.get("exercise"))
+        mine.source = f"def times_2(x):\n    return {count} * x"
+        nbformat.write(notebook, path)
+        written, kept = release("98", tiny.root)
+        assert written == path
+        assert mine.source in [cell.source for cell in nbformat.read(kept, as_version=4).cells]
+    assert not stale("98", tiny.root)
+    assert len(list(path.parent.iterdir())) == 3
+
+
 def test_ids_stay_when_a_cell_is_added(tiny):
     before = [cell.id for cell in solved_notebook("98", tiny.root).cells]
     text = tiny.master.read_text("utf-8")

@@ -65,6 +65,12 @@ def test_regions_say_who_owns_how_much():
     assert "expert 0 owns 50 %, expert 1 owns 50 %" in alt
 
 
+def test_labels_show_what_can_be_shown():
+    figure = figures.routing_matrix(record(), tokens=["é", "␣", "a\n"] + ["x"] * 7)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels[:3] == ["é", "␣", "a\\n"]
+
+
 def test_routing_matrix_says_what_it_leaves_out():
     routing = record(T=50)
     figure = figures.routing_matrix(routing, limit=5)

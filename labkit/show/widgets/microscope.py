@@ -261,7 +261,11 @@ def _names(experts: list[int]) -> str:
 
 
 def microscope(
-    routing: Routing, config: MoEConfig, decide: Decide | None = None, tokens: Sequence[int] | None = None
+    routing: Routing,
+    config: MoEConfig,
+    decide: Decide | None = None,
+    tokens: Sequence[int] | None = None,
+    bias_step: float = 0.1,
 ) -> Microscope:
     """The microscope on a record, deciding as `config` says or with `decide`, your own router.
 
@@ -272,4 +276,4 @@ def microscope(
     if isinstance(routing, Routing) and routing.num_experts != config.num_experts:
         raise ValueError(f"the record has {routing.num_experts} experts, the configuration {config.num_experts}")
     name = "logit" if config.score_fn == "topk_softmax" else f"{config.score_fn} score"
-    return Microscope(routing, decide or decide_as(config), tokens=tokens, score_name=name)
+    return Microscope(routing, decide or decide_as(config), tokens=tokens, bias_step=bias_step, score_name=name)
