@@ -15,9 +15,9 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "check": "labkit.course.exercise",
-    "hint": "labkit.course.exercise",
-    "reveal": "labkit.course.exercise",
+    "check": "labkit.course.check",
+    "hint": "labkit.course.check",
+    "reveal": "labkit.course.check",
     "predict": "labkit.course.predict",
     "recap": "labkit.course.recap",
     "claim": "labkit.course.claims",

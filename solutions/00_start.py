@@ -42,15 +42,12 @@ import yaml
 from IPython.display import Markdown, display
 from packaging.version import Version
 
-from labkit import show
+from labkit import check, claim, hint, ledger, predict, recap, reveal, show
 from labkit.core import cost, runtime
 from labkit.core.config import ModelConfig, MoEConfig
 from labkit.core.names import hf_meta_model
 from labkit.core.presets import preset
-from labkit.course.claims import claim, claims, ledger
-from labkit.course.exercise import check, hint, reveal  # noqa: F401 (hint and reveal are for you)
-from labkit.course.predict import predict
-from labkit.course.recap import recap
+from labkit.course.claims import claims
 from labkit.nn.oracle import hf_block
 from labkit.show import figures, picture, style
 

@@ -44,13 +44,10 @@ import torch
 import torch.nn.functional as F
 from IPython.display import Markdown, display
 
-from labkit import show
+from labkit import check, hint, predict, recap, reveal, show
 from labkit.core import presets, runtime
 from labkit.core.config import MoEConfig
 from labkit.core.routing import Routing
-from labkit.course.exercise import check, hint, reveal  # noqa: F401 (the cards name hint and reveal)
-from labkit.course.predict import predict
-from labkit.course.recap import recap
 from labkit.kernels import reference
 from labkit.nn.oracle import hf_route
 from labkit.show import figures, picture, style

@@ -44,12 +44,9 @@ from IPython.display import Markdown, display
 from torch.nn.functional import gelu, grouped_mm, silu
 from torch.utils.flop_counter import FlopCounterMode
 
+from labkit import check, claim, hint, predict, recap, reveal
 from labkit.core import cost, metrics, presets, runtime
 from labkit.core.config import MoEConfig
-from labkit.course.claims import claim
-from labkit.course.exercise import check, hint, reveal  # noqa: F401 (hint and reveal are for you)
-from labkit.course.predict import predict
-from labkit.course.recap import recap
 from labkit.kernels import dispatch, reference
 from labkit.kernels.traffic import traffic
 from labkit.nn.oracle import hf_block, hf_experts

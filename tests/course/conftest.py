@@ -17,7 +17,7 @@ from labkit.course.attempt import Case
 from labkit.course.exercise import Exercise
 from labkit.course.judge import Mistake
 from labkit.course.labs import Lab
-from labkit.course.recap import Choice, Question
+from labkit.course.question import Choice, Question
 
 FACTORS = (2, 3, 4, 5, 6, 7, 8)
 ADDRESS = "https://github.com/someone/somewhere"
@@ -35,7 +35,7 @@ seed = 0
 # %% tags=["setup"]
 import torch
 
-from labkit.course.exercise import check, hint, reveal
+from labkit import check, hint, reveal
 """
 
 EXERCISE = '''

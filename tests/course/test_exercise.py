@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from labkit.course import exercise as course
+from labkit.course import check as words
 from labkit.course import labs, progress
 from labkit.course.attempt import Case
-from labkit.course.exercise import Exercise, NotPassed, Oracle, check, hint, reveal
+from labkit.course.check import NotPassed, check, hint, reveal
+from labkit.course.exercise import PRACTICE_SEEDS, Exercise, Oracle
 from labkit.course.judge import Mistake
 from labkit.course.labs import Lab
-from labkit.course.recap import Choice, Question
+from labkit.course.question import Choice, Question
 
 
 def double(x):
@@ -96,7 +97,7 @@ def test_passed_stays_passed():
 
 def test_grading_raises_and_draws_other_seeds(monkeypatch):
     monkeypatch.setenv("LABKIT_GRADE", "1")
-    seen = [case.args[0] for case in DOUBLE.inputs(course.PRACTICE_SEEDS)]
+    seen = [case.args[0] for case in DOUBLE.inputs(PRACTICE_SEEDS)]
 
     def remembers(x):
         return 2 * x if any(torch.equal(x, old) for old in seen) else x
@@ -179,6 +180,6 @@ def test_cards_are_mimes_in_a_kernel(monkeypatch):
 
 
 def test_describe_shortens_and_rounds():
-    assert course.describe(torch.tensor([1.23456789])) == "[1.235]"
-    assert course.describe(torch.zeros(100)).startswith("shape (100,)")
-    assert len(course.describe("x " * 1000)) <= 240
+    assert words.describe(torch.tensor([1.23456789])) == "[1.235]"
+    assert words.describe(torch.zeros(100)).startswith("shape (100,)")
+    assert len(words.describe("x " * 1000)) <= 240

@@ -63,12 +63,13 @@ def times_7(x):
 SABOTAGES = """
 def chain(x):
     return x
-import labkit.course.attempt, labkit.course.exercise, labkit.course.judge, labkit.course.probe
+import labkit, labkit.course.attempt, labkit.course.check, labkit.course.exercise
+import labkit.course.judge, labkit.course.probe
 always = labkit.course.judge.Verdict("passed", 1)
 labkit.course.judge.difference = lambda *a: ""
 labkit.course.judge.Judge.__call__ = lambda *a: always
 labkit.course.exercise.Exercise.test = lambda *a: always
-labkit.course.exercise.check = check = lambda name, answer: answer
+labkit.check = labkit.course.check.check = check = lambda name, answer: answer
 labkit.course.probe.attempt_all = lambda answer, cases: tuple(
     labkit.course.attempt.Outcome("value", case.args[0]) for case in cases)
 """

@@ -12,7 +12,8 @@ from labkit.course import claims as book
 from labkit.course import progress
 from labkit.course.claims import Measured, claim, claims, ledger, overall, read_runs
 from labkit.course.predict import predict
-from labkit.course.recap import Choice, Question, recap
+from labkit.course.question import Choice, Question
+from labkit.course.recap import recap
 
 
 @pytest.fixture(autouse=True)

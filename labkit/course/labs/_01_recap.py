@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.course.recap import Choice, Question
+from labkit.course.question import Choice, Question
 
 QUESTIONS = (
     Question(

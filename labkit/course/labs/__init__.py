@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 
 from labkit.course.exercise import Exercise
-from labkit.course.recap import Question
+from labkit.course.question import Question
 
 
 @dataclass(frozen=True)
