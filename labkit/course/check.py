@@ -8,11 +8,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from labkit.course import progress
+from labkit.course import labs, progress  # labs may be empty: a grader hides what is in it
 from labkit.course.attempt import Case, detached
 from labkit.course.exercise import GRADING_SEEDS, Exercise
 from labkit.course.judge import Verdict
-from labkit.course.labs import find
 from labkit.course.say import VERDICT, say
 from labkit.show.cards import Card
 
@@ -38,7 +37,7 @@ def check(exercise_id: str, answer: Callable[..., Any]) -> Callable[..., Any]:
     Traceback (most recent call last):
     ValueError: lab 01 has no exercise '01.top_q'; ...
     """
-    exercise = find(exercise_id)
+    exercise = labs.find(exercise_id)
     if not callable(answer):
         raise ValueError(f"check({exercise_id!r}, …) was given {type(answer).__name__}; give the function itself")
     if grading():
@@ -108,7 +107,7 @@ def _rounded(value: Any) -> Any:
 
 def hint(exercise_id: str) -> None:
     """Show the next of the three hints; the third stays. Hints taken are kept in the learner's progress."""
-    exercise = find(exercise_id)
+    exercise = labs.find(exercise_id)
     shown = min(progress.hints_taken(exercise_id) + 1, 3)
     progress.record_hint(exercise_id, shown)
     rest = f'{3 - shown} more: run hint("{exercise_id}") again.' if shown < 3 else f'Next: reveal("{exercise_id}").'
@@ -117,7 +116,7 @@ def hint(exercise_id: str) -> None:
 
 def reveal(exercise_id: str) -> None:
     """Show a right answer, as source. Refused while grading."""
-    exercise = find(exercise_id)
+    exercise = labs.find(exercise_id)
     if grading() or os.environ.get("LABKIT_NO_REVEAL") == "1":
         raise NotPassed(f"{exercise_id}: answers are not shown in a graded assignment; the three hints are.")
     progress.record_reveal(exercise_id)
