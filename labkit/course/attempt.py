@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 Status = Literal["value", "error", "blank"]
@@ -63,7 +64,7 @@ def same(a: Any, b: Any) -> bool:
 
 
 def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
-    """Call `answer` on copies of the case's arguments and say what happened; never raises an Exception."""
+    """Call `answer` on copies of the case's arguments and say what happened. Only an interrupt gets through."""
     args, kwargs = copy.deepcopy(case.args), copy.deepcopy(dict(case.kwargs))
     before = copy.deepcopy((args, kwargs))
     try:
@@ -73,7 +74,7 @@ def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
             value = call(*args, **kwargs)
     except NotImplementedError:
         return Outcome("blank")
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         return Outcome("error", error_type=type(error).__name__, error=str(error))
     return Outcome("value", detached(value), changed_input=not same(before, (args, kwargs)))
 
@@ -89,9 +90,11 @@ def attempt_all(answer: Callable[..., Any], cases: Sequence[Case]) -> tuple[Outc
 
 
 def detached(value: Any) -> Any:
-    """The same value with every tensor cut from its graph and brought to the CPU."""
+    """The same value with every tensor cut from its graph and on the CPU, and numpy's numbers as Python's."""
     if isinstance(value, torch.Tensor):
         return value.detach().cpu()
+    if type(value).__module__ == "numpy" and isinstance(value, np.generic):
+        return value.item()
     if type(value) in (list, tuple) or type(value).__module__ == "torch.return_types":  # such as torch.topk's result
         kind = list if type(value) is list else tuple
         return kind(detached(item) for item in value)

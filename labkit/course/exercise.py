@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from labkit.course.attempt import Case, attempt_all
+from labkit.course.attempt import Case, attempt_all, same
 from labkit.course.judge import Judge, Mistake, Verdict
 
 PRACTICE_SEEDS = (0, 1)
@@ -78,8 +78,12 @@ class Exercise:
         return "●" * self.difficulty + "○" * (3 - self.difficulty)
 
     def inputs(self, seeds: Sequence[int]) -> tuple[Case, ...]:
-        """The cases of several seeds, one after another."""
-        return tuple(case for seed in seeds for case in self.cases(seed))
+        """The cases of several seeds, one after another; one that comes twice is taken once."""
+        found: list[Case] = []
+        for case in (case for seed in seeds for case in self.cases(seed)):
+            if not any(same((case.args, dict(case.kwargs)), (old.args, dict(old.kwargs))) for old in found):
+                found.append(case)
+        return tuple(found)
 
     def judge(self) -> Judge:
         """The judge of this exercise's outcomes."""

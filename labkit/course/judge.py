@@ -64,61 +64,90 @@ class Verdict:
         return self.status == "passed"
 
 
-def difference(got: Any, expected: Any, rtol: float, atol: float) -> str:
-    """Where `got` is not `expected`, in words; empty if they agree.
+@dataclass(frozen=True)
+class Difference:
+    """How one value is not another: the kind, which names the diagnosis, and the words."""
 
-    Shapes, dtypes, lengths and types must be equal. Floating-point values agree within `atol + rtol * |expected|`,
-    NaN agrees with NaN; everything else must be equal. A Python number may stand for another kind of number.
+    kind: str
+    says: str
 
-    >>> difference(torch.ones(2), torch.ones(2, 1), 1e-5, 1e-6)
-    'shape (2,) where (2, 1) was expected'
+    def __str__(self) -> str:
+        return self.says
+
+
+def difference(got: Any, expected: Any, rtol: float, atol: float) -> Difference | None:
+    """Where `got` is not `expected`, or None if they agree.
+
+    Shapes, dtypes, lengths, keys and types must be equal, and a whole number must be one. Floating-point values agree
+    within `atol + rtol * |expected|`, NaN agrees with NaN; everything else must be equal.
+
+    >>> print(difference(torch.ones(2), torch.ones(2, 1), 1e-5, 1e-6))
+    the shape is (2,) where (2, 1) was expected
     """
     if isinstance(expected, Tensor):
         return _tensor_difference(got, expected, rtol, atol)
     if isinstance(expected, bool) or expected is None or isinstance(expected, str):
-        return (
-            "" if type(got) is type(expected) and got == expected else f"{_show(got)} where {expected!r} was expected"
-        )
+        if type(got) is not type(expected):
+            return Difference("wrong_type", f"{_show(got)} where {expected!r} was expected")
+        return None if got == expected else Difference("wrong_values", f"{got!r} where {expected!r} was expected")
     if isinstance(expected, (int, float)):
-        if type(got) is Tensor and got.numel() == 1:
-            got = got.item()
-        if type(got) not in (int, float):
-            return f"{_show(got)} where a number was expected"
-        exact = isinstance(expected, int)
-        near = got == expected if exact else abs(got - expected) <= atol + rtol * abs(expected)
-        return "" if near or (got != got and expected != expected) else f"{got} where {expected} was expected"
+        return _number_difference(got, expected, rtol, atol)
     if isinstance(expected, dict):
-        if type(got) is not dict or got.keys() != expected.keys():
-            return f"{_show(got)} where a dict with keys {sorted(expected)} was expected"
+        if type(got) is not dict:
+            return Difference("wrong_type", f"{_show(got)} where a dict was expected, with keys {_keys(expected)}")
+        if missing := expected.keys() - got.keys():
+            return Difference("missing_keys", f"the dict lacks {_keys(missing)}")
+        if extra := got.keys() - expected.keys():
+            return Difference("unknown_keys", f"the dict has {_keys(extra)}, which nobody asked for")
         pairs = [(f"[{key!r}]", got[key], expected[key]) for key in expected]
     elif isinstance(expected, (list, tuple)):
-        if type(got) not in (list, tuple) or len(got) != len(expected):
-            return f"{_show(got)} where {len(expected)} values were expected"
+        if type(got) not in (list, tuple):
+            return Difference("wrong_type", f"{_show(got)} where {len(expected)} values were expected")
+        if len(got) != len(expected):
+            return Difference("wrong_length", f"{len(got)} values where {len(expected)} were expected")
         pairs = [(f"[{i}]", g, e) for i, (g, e) in enumerate(zip(got, expected, strict=True))]
     else:
         raise TypeError(f"a reference returned {type(expected).__name__}, which cannot be judged; return plain data")
     for where, one, other in pairs:
         if found := difference(one, other, rtol, atol):
-            return f"value {where}: {found}"
-    return ""
+            return Difference(found.kind, f"value {where}: {found}")
+    return None
 
 
-def _tensor_difference(got: Any, expected: Tensor, rtol: float, atol: float) -> str:
+def _number_difference(got: Any, expected: float, rtol: float, atol: float) -> Difference | None:
+    if type(got) is Tensor and got.numel() == 1:
+        got = got.item()
+    if type(got) not in (int, float):
+        return Difference("wrong_type", f"{_show(got)} where a number was expected")
+    if isinstance(expected, int):
+        if got != expected:
+            return Difference("wrong_values", f"{got} where {expected} was expected")
+        return None if type(got) is int else Difference("float_for_integer", f"{got} where {expected} was expected")
+    if abs(got - expected) <= atol + rtol * abs(expected) or (got != got and expected != expected) or got == expected:
+        return None
+    return Difference("wrong_values", f"{got} where {expected} was expected")
+
+
+def _tensor_difference(got: Any, expected: Tensor, rtol: float, atol: float) -> Difference | None:
     if type(got) not in (Tensor, torch.nn.Parameter):
-        return f"{_show(got)} where a tensor of shape {tuple(expected.shape)} was expected"
+        return Difference("wrong_type", f"{_show(got)} where a tensor of shape {tuple(expected.shape)} was expected")
     if got.shape != expected.shape:
-        return f"shape {tuple(got.shape)} where {tuple(expected.shape)} was expected"
+        return Difference("wrong_shape", f"the shape is {tuple(got.shape)} where {tuple(expected.shape)} was expected")
     if got.dtype != expected.dtype:
-        return f"dtype {got.dtype} where {expected.dtype} was expected"
+        return Difference("wrong_dtype", f"the dtype is {got.dtype} where {expected.dtype} was expected")
     if not expected.is_floating_point():
         wrong = got != expected
     else:
         wrong = ~torch.isclose(got.double(), expected.double(), rtol=rtol, atol=atol, equal_nan=True)
     if not wrong.any():
-        return ""
+        return None
     at = tuple(wrong.nonzero()[0].tolist())
-    one, other = _number(got[at]), _number(expected[at])
-    return f"{int(wrong.sum())} of {wrong.numel()} values differ, first at {list(at)}: {one} where {other} was expected"
+    first = f"first at {list(at)}: {_number(got[at])} where {_number(expected[at])} was expected"
+    return Difference("wrong_values", f"{int(wrong.sum())} of {wrong.numel()} values differ, {first}")
+
+
+def _keys(keys: Any) -> str:
+    return ", ".join(repr(key) for key in sorted(keys))
 
 
 def _number(value: Tensor) -> str:
@@ -130,9 +159,23 @@ def _show(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)}"
     if value is None:
         return "None"
-    if type(value) in (bool, int, float, str):
-        return repr(value)[:80]
-    return f"an object of type {type(value).__name__}"
+    if type(value) in (bool, int, float):
+        return repr(value)
+    if type(value) is str:
+        return f"the text {value[:60]!r}"
+    return f"a {type(value).__module__.split('.')[0]}.{type(value).__name__}".replace("builtins.", "")
+
+
+GENERAL = {
+    "wrong_type": "The result is of the wrong kind: {}.",
+    "wrong_shape": "The result does not fit: {}.",
+    "wrong_dtype": "The result does not fit: {}.",
+    "wrong_length": "The result does not fit: {}.",
+    "missing_keys": "The result does not fit: {}.",
+    "unknown_keys": "The result does not fit: {}.",
+    "float_for_integer": "The value is right, but it is a float and a whole number was asked for: {}. Divide with //.",
+    "wrong_values": "The result has the right form, but {}.",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,24 +212,21 @@ class Judge:
             return outcome.status == "error" and outcome.error_type == expected.error_type
         return outcome.status == "value" and not outcome.changed_input and not self._difference(outcome, expected.value)
 
-    def _difference(self, outcome: Outcome, expected: Any) -> str:
+    def _difference(self, outcome: Outcome, expected: Any) -> Difference | None:
         return difference(outcome.value, expected, self.rtol, self.atol)
 
     def _specific(
         self, cases: Sequence[Case], outcomes: Sequence[Outcome], failures: Sequence[Failure]
     ) -> tuple[str, str] | None:
-        """The mistake that explains every case, else every failure, else the first failure."""
+        """The mistake that behaves the same on every case, else on most failures, else one recognised by `when`."""
         likely = [mistake for mistake in self.mistakes if mistake.like is not None]
-        failed = [failure.outcome for failure in failures]
-        scopes = [
-            (cases, outcomes),
-            ([failure.case for failure in failures], failed),
-            ([failures[0].case], failed[:1]),
-        ]
-        for scope_cases, scope_outcomes in scopes:
-            for mistake in likely:
-                if all(self._behaves(mistake, c, o) for c, o in zip(scope_cases, scope_outcomes, strict=True)):
-                    return mistake.name, mistake.says
+        for mistake in likely:
+            if all(self._behaves(mistake, case, outcome) for case, outcome in zip(cases, outcomes, strict=True)):
+                return mistake.name, mistake.says
+        explained = [sum(self._behaves(m, failure.case, failure.outcome) for failure in failures) for m in likely]
+        most = max(explained, default=0)
+        if most > len(failures) / 2:
+            return likely[explained.index(most)].name, likely[explained.index(most)].says
         for mistake in self.mistakes:
             if mistake.when is not None and _holds(mistake.when, failures[0]):
                 return mistake.name, mistake.says
@@ -209,7 +249,7 @@ class Judge:
         if outcome.status == "blank":
             return "unfinished", "Some inputs still reach `raise NotImplementedError()`: one branch is not written yet."
         if expected.status == "error":
-            return "accepts_bad_input", f"This input must be refused with a {expected.error_type}: {expected.error}"
+            return _refusal(outcome, expected)
         if outcome.status == "error":
             return "raises", f"Your code raised {outcome.error_type}: {outcome.error}"
         if outcome.changed_input:
@@ -217,10 +257,20 @@ class Judge:
         if outcome.value is None:
             return "returns_nothing", "Your code returned None; is the `return` missing?"
         found = self._difference(outcome, failure.expected)
-        for name, sign in (("wrong_type", "an object of type"), ("wrong_shape", "shape ("), ("wrong_dtype", "dtype ")):
-            if found.rsplit(": ", 1)[-1].startswith(sign):
-                return name, f"The result does not fit: {found}."
-        return "wrong_values", f"The result has the right form, but {found}."
+        assert found is not None
+        return found.kind, GENERAL[found.kind].format(found)
+
+
+def _refusal(outcome: Outcome, expected: Outcome) -> tuple[str, str]:
+    wanted = f"a {expected.error_type} was asked for: {expected.error}"
+    if outcome.status == "error":
+        return "raises_another", f"It raised {outcome.error_type}, and {wanted}"
+    if type(outcome.value).__name__ == expected.error_type:
+        return (
+            "returns_the_error",
+            f"The {expected.error_type} was returned; it has to be raised: `raise`, not `return`.",
+        )
+    return "accepts_bad_input", f"This input must be refused: {wanted}"
 
 
 def _holds(when: Callable[[Failure], bool], failure: Failure) -> bool:
