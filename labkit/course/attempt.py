@@ -6,8 +6,10 @@ and compare the outcomes outside it (see `judge`).
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -40,6 +42,7 @@ class Outcome:
     error_type: str = ""
     error: str = ""
     changed_input: bool = False
+    printed: str = ""
 
 
 def same(a: Any, b: Any) -> bool:
@@ -67,16 +70,18 @@ def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
     """Call `answer` on copies of the case's arguments and say what happened. Only an interrupt gets through."""
     args, kwargs = copy.deepcopy(case.args), copy.deepcopy(dict(case.kwargs))
     before = copy.deepcopy((args, kwargs))
+    printed = io.StringIO()
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
             torch.manual_seed(0)
             call = answer if case.init is None else answer(*copy.deepcopy(case.init))
             value = call(*args, **kwargs)
     except NotImplementedError:
         return Outcome("blank")
     except (Exception, SystemExit) as error:
-        return Outcome("error", error_type=type(error).__name__, error=str(error))
-    return Outcome("value", detached(value), changed_input=not same(before, (args, kwargs)))
+        return Outcome("error", error_type=type(error).__name__, error=str(error), printed=printed.getvalue())
+    changed = not same(before, (args, kwargs))
+    return Outcome("value", detached(value), changed_input=changed, printed=printed.getvalue())
 
 
 def attempt_all(answer: Callable[..., Any], cases: Sequence[Case]) -> tuple[Outcome, ...]:

@@ -115,6 +115,7 @@ def claim(
     high: float | None = None,
     runs: int = 1,
     estimated: bool = False,
+    quiet: bool = False,
 ) -> Measured:
     """Record what a run measured for a claim, show the verdict, and return the measurement.
 
@@ -126,6 +127,7 @@ def claim(
         low, high: the interval over the runs; by default the value itself.
         runs: how many runs the interval comes from.
         estimated: the value comes from a formula, not from a measurement; the card says so.
+        quiet: record one line instead of a card, for a table of many that follows.
 
     Raises ValueError for an unknown claim or measure, an empty condition, or an interval that misses the value.
     """
@@ -146,18 +148,22 @@ def claim(
         f"Counts as holding when {chosen}.",
         f"{made}.",
     )
-    say(Card("claim", f"Claim {number}: {made.verdict}, here", lines), CLAIM, asdict(made))
+    name = f"Claim {number}" if len(known[number].measures) == 1 else f"Claim {number}, {chosen.key}"
+    say(Card("claim", f"{name}: {made.verdict}, here", () if quiet else lines), CLAIM, asdict(made))
     return made
 
 
 def overall(measured: Iterable[Measured]) -> str:
-    """One word for several measurements of a claim: holds, holds under these conditions, does not hold, undecided."""
-    verdicts = {each.verdict for each in measured}
+    """What several measurements of a claim come to: one verdict, or under how many of its conditions it holds."""
+    found = [each.verdict for each in measured]
+    verdicts = set(found)
     if not verdicts:
         return "not measured yet"
     if len(verdicts) == 1:
         return verdicts.pop()
-    return "holds under these conditions" if "holds" in verdicts else "undecided"
+    if "holds" not in verdicts:
+        return "does not hold, or is undecided"
+    return f"holds under {found.count('holds')} of {len(found)} conditions"
 
 
 def read_runs(folder: Path) -> dict[int, list[Measured]]:

@@ -61,13 +61,14 @@ class Report:
         return json.dumps(facts, indent=1, ensure_ascii=False)
 
     def __rich__(self) -> Any:
+        from rich.markup import escape
         from rich.table import Table
 
         table = Table("exercise", "points", "verdict", "what it says")
         for graded in self.exercises:
             verdict = graded.diagnosis.replace("_", " ") or graded.status
             says = " ".join([graded.says, *(f"Flag: {flag}." for flag in graded.flags)])
-            table.add_row(graded.exercise, f"{graded.points:g}/{graded.max_points:g}", verdict, says.strip())
+            table.add_row(graded.exercise, f"{graded.points:g}/{graded.max_points:g}", verdict, escape(says.strip()))
         table.add_section()
         table.add_row(self.lab, f"{self.points:g}/{self.max_points:g}", "", "")
         return table

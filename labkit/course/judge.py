@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, Literal
 
 import torch
@@ -18,11 +19,12 @@ from labkit.course.attempt import Case, Outcome, attempt
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """One case that went wrong: what it was, what came, what should have come."""
+    """One case that went wrong: what it was, what came, what should have come, or which error (`refusal`)."""
 
     case: Case
     outcome: Outcome
     expected: Any
+    refusal: str = ""
 
     @property
     def got(self) -> Any:
@@ -197,7 +199,7 @@ class Judge:
         failing = [i for i, outcome in enumerate(outcomes) if not self._right(outcome, expected[i])]
         if not failing:
             return Verdict("passed", len(cases))
-        failures = [Failure(cases[i], outcomes[i], expected[i].value) for i in failing]
+        failures = [Failure(cases[i], outcomes[i], expected[i].value, expected[i].error_type) for i in failing]
         diagnosis, says = self._specific(cases, outcomes, failures) or self._general(failures[0], expected[failing[0]])
         return Verdict("failed", len(cases), diagnosis, says, failures[0])
 
@@ -219,18 +221,31 @@ class Judge:
         self, cases: Sequence[Case], outcomes: Sequence[Outcome], failures: Sequence[Failure]
     ) -> tuple[str, str] | None:
         """The mistake that behaves the same on every case, else on most failures, else one recognised by `when`."""
-        likely = [mistake for mistake in self.mistakes if mistake.like is not None]
+        failing = [failure.outcome for failure in failures]
+        likely = [mistake for mistake in self.mistakes if mistake.like is not None and self._shows(mistake, failures)]
         for mistake in likely:
             if all(self._behaves(mistake, case, outcome) for case, outcome in zip(cases, outcomes, strict=True)):
                 return mistake.name, mistake.says
-        explained = [sum(self._behaves(m, failure.case, failure.outcome) for failure in failures) for m in likely]
+        where = [failure.case for failure in failures]
+        explained = [sum(map(self._behaves, repeat(mistake), where, failing)) for mistake in likely]
         most = max(explained, default=0)
         if most > len(failures) / 2:
-            return likely[explained.index(most)].name, likely[explained.index(most)].says
+            mistake = likely[explained.index(most)]
+            return mistake.name, mistake.says
         for mistake in self.mistakes:
             if mistake.when is not None and _holds(mistake.when, failures[0]):
                 return mistake.name, mistake.says
         return None
+
+    def _shows(self, mistake: Mistake, failures: Sequence[Failure]) -> bool:
+        """Whether some failure carries the mistake's own mark: its value or its words, not only its type of error."""
+        assert mistake.like is not None
+        for failure in failures:
+            wrong = attempt(mistake.like, failure.case)
+            same_words = (wrong.error_type, wrong.error) == (failure.outcome.error_type, failure.outcome.error)
+            if self._behaves(mistake, failure.case, failure.outcome) and (wrong.status == "value" or same_words):
+                return True
+        return False
 
     def _behaves(self, mistake: Mistake, case: Case, outcome: Outcome) -> bool:
         assert mistake.like is not None
@@ -255,7 +270,8 @@ class Judge:
         if outcome.changed_input:
             return "changes_input", "Your code changes its input in place; the caller still needs it. Work on a copy."
         if outcome.value is None:
-            return "returns_nothing", "Your code returned None; is the `return` missing?"
+            shown = " It printed its result instead." if outcome.printed.strip() else ""
+            return "returns_nothing", f"Your code returned None; is the `return` missing?{shown}"
         found = self._difference(outcome, failure.expected)
         assert found is not None
         return found.kind, GENERAL[found.kind].format(found)

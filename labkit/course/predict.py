@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
+import numpy as np
+
 from labkit.course import progress
 from labkit.course.say import say, with_static
 from labkit.show.cards import Card
@@ -28,28 +30,42 @@ class Prediction:
         return progress.read()["predictions"].get(self.id, {}).get("guess")
 
     def make(self, guess: float) -> None:
-        """Keep a guess. Once the measurement has been seen the first guess stays, and a ValueError says so."""
+        """Keep a guess. Once the measurement has been seen nothing changes any more, and a ValueError says so."""
         if not (isinstance(guess, (int, float)) and math.isfinite(guess) and self.low <= guess <= self.high):
             raise ValueError(f"{guess!r} is no prediction here; give a number from {self.low:g} to {self.high:g}")
         entry = progress.read()["predictions"].get(self.id, {})
-        if "measured" in entry and entry.get("guess") is not None:
-            raise ValueError(
-                f"{self.id} has been measured; your prediction stays {entry['guess']:g} {self.unit}".strip()
+        if "measured" in entry and entry.get("guess") != guess:
+            kept = (
+                "this one goes without"
+                if self.guess is None
+                else f"yours stays {plain(self.guess)} {self.unit}".strip()
             )
+            raise ValueError(f"{self.id} has been measured, so {kept}; start_over() forgets both")
         progress.update("predictions", self.id, guess=float(guess))
 
-    def against(self, measured: float, low: float | None = None, high: float | None = None) -> None:
-        """Show the prediction beside the measurement, and the interval from `low` to `high` if there is one."""
+    def start_over(self) -> None:
+        """Forget the prediction and that its answer was seen."""
+        progress.forget("predictions", self.id)
+
+    def against(
+        self, measured: float, low: float | None = None, high: float | None = None, calculated: bool = False
+    ) -> None:
+        """Show the prediction beside the measurement, and the interval from `low` to `high` if there is one.
+
+        `calculated` says that the number follows from a formula, without a measurement.
+        """
         if not math.isfinite(measured):
             raise ValueError(f"{self.id} was measured as {measured}; a measurement is a finite number")
         guess = self.guess
         progress.update("predictions", self.id, measured=float(measured))
-        spread = "" if low is None or high is None else f" (from {low:.4g} to {high:.4g})"
-        lines = [f"Measured: {measured:.4g} {self.unit}".rstrip() + spread + "."]
+        spread = "" if low is None or high is None else f" (from {plain(low)} to {plain(high)})"
+        how = "Calculated" if calculated else "Measured"
+        lines = [f"{how}: {plain(measured)} {self.unit}".rstrip() + spread + "."]
         if guess is None:
             lines.append("You made no prediction. The next one is worth a guess: being wrong is how it sticks.")
         else:
-            lines.append(f"You predicted {guess:.4g} {self.unit}".rstrip() + f", off by {abs(guess - measured):.4g}.")
+            off = plain(abs(guess - measured))
+            lines.append(f"You predicted {plain(guess)} {self.unit}".rstrip() + f", off by {off}.")
         say(Card("info", self.question, tuple(lines)))
         self._draw(guess, measured, low, high)
 
@@ -64,6 +80,18 @@ class Prediction:
             display(figures.prediction_line(guess, measured, self.low, self.high, unit=self.unit, spread=spread))
 
 
+def plain(value: float) -> str:
+    """A number with four significant digits and no exponent.
+
+    >>> plain(4.744e-05), plain(131072.0), plain(2.5)
+    ('0.00004744', '131,072', '2.5')
+    """
+    rounded = float(f"{value:.4g}")
+    if abs(rounded) >= 1000:
+        return f"{value:,.0f}"
+    return np.format_float_positional(rounded, trim="-")
+
+
 def predict(
     id: str,
     question: str,
@@ -75,7 +103,7 @@ def predict(
 ) -> Prediction:
     """Ask for a number between `low` and `high` before it is measured; returns the Prediction.
 
-    In a notebook a slider appears, and moving it keeps the guess; `guess=` does the same in code.
+    In a notebook a slider appears, in steps of `step`, and its button keeps the guess; `guess=` does so in code.
     Raises ValueError for an empty range or a guess outside it.
     """
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
@@ -83,7 +111,9 @@ def predict(
     prediction = Prediction(id, question, float(low), float(high), unit)
     if guess is not None:
         prediction.make(guess)
-    card = Card("todo", f"Predict: {question}", (f"Anywhere from {low:g} to {high:g} {unit}".rstrip() + ".",))
+    span = f"Anywhere from {plain(low)} to {plain(high)} {unit}".rstrip() + "."
+    how = "Where no slider can be moved: `predict(…, guess=…)`."
+    card = Card("todo", f"Predict: {question}", (span, how))
     from IPython import get_ipython
     from IPython.display import display
 
@@ -97,24 +127,24 @@ def predict(
 def _slider(prediction: Prediction, step: float | None) -> Any:
     import ipywidgets
 
-    middle = (prediction.low + prediction.high) / 2
+    step = step or (prediction.high - prediction.low) / 100
+    middle = prediction.low + step * round((prediction.high - prediction.low) / 2 / step)
     start = prediction.guess if prediction.guess is not None else middle
     slider = ipywidgets.FloatSlider(
-        value=start, min=prediction.low, max=prediction.high, step=step or (prediction.high - prediction.low) / 100,
+        value=start, min=prediction.low, max=prediction.high, step=step,
         description="I predict", readout_format=".4g", layout={"width": "32em"}, continuous_update=False,
     )  # fmt: skip
     button = ipywidgets.Button(description="Commit", tooltip="Keep this prediction")
-    said = ipywidgets.HTML("" if prediction.guess is None else f"Your prediction: {prediction.guess:.4g}")
+    said = ipywidgets.HTML("" if prediction.guess is None else f"Your prediction: {plain(prediction.guess)}")
 
     def commit(_: Any) -> None:
         try:
             prediction.make(slider.value)
-            said.value = f"Kept: {slider.value:.4g} {prediction.unit}"
+            said.value = escape(f"Kept: {plain(slider.value)} {prediction.unit}")
         except ValueError as error:
-            said.value = str(error)
+            said.value = escape(str(error))
 
     button.on_click(commit)
-    slider.observe(commit, names="value")
     heading = ipywidgets.HTML(f"<b>Predict:</b> {escape(prediction.question)}")
     unit = ipywidgets.Label(prediction.unit)
     return ipywidgets.VBox([heading, ipywidgets.HBox([slider, unit, button]), said])

@@ -74,6 +74,13 @@ def update(section: str, key: str, **values: Any) -> dict[str, Any]:
     return entry
 
 
+def forget(section: str, key: str) -> None:
+    """Remove one entry, if it is there."""
+    book = read()
+    if book.setdefault(section, {}).pop(key, None) is not None:
+        write(book)
+
+
 def record(exercise_id: str, status: str, diagnosis: str = "") -> None:
     """Keep a verdict. A passed exercise stays passed; attempts that failed are counted, by diagnosis."""
     entry = read()["exercises"].get(exercise_id, {})

@@ -16,7 +16,8 @@ def recap(lab_number: str, answers: str | Sequence[str] | None = None) -> None:
 
     Raises ValueError for an unknown lab, a letter too many or too few, or a letter that is no choice.
     """
-    questions = labs.lab(lab_number).questions
+    chosen = labs.lab(lab_number)
+    lab_number, questions = chosen.number, chosen.questions
     if answers is not None:
         if len(answers) != len(questions):
             raise ValueError(f"{len(answers)} answers for {len(questions)} questions; give a letter or '-' for each")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import numpy as np
 import pytest
 import torch
 
@@ -89,6 +92,47 @@ def test_running_the_check_twice_does_not_pass_the_reference_off_as_an_answer(ca
     assert progress.read()["exercises"]["99.double"]["status"] == "blank"
 
 
+def test_a_loop_that_is_stopped_goes_on_with_the_reference(capsys):
+    def endless(x):
+        raise KeyboardInterrupt
+
+    assert check("99.double", endless) is double
+    assert "Does a loop never end?" in capsys.readouterr().out
+
+
+def test_the_same_function_again_is_said_to_be_the_same(capsys):
+    check("99.double", mine)
+    capsys.readouterr()
+
+    def fresh(x):
+        return x + x
+
+    check("99.double", fresh)
+    assert "very function of the last check" not in capsys.readouterr().out
+    check("99.double", fresh)
+    assert "very function of the last check" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("answer", [lambda x: x.numpy(), lambda x: np.float64(1), lambda x: x.bfloat16(), print])
+def test_a_check_always_ends_in_a_card(answer, capsys):
+    assert check("99.double", answer) is double
+    assert "✗ 99.double" in capsys.readouterr().out
+
+
+def test_an_oracle_that_cannot_be_asked_stops_nothing(monkeypatch, capsys):
+    def gone(x):
+        raise ImportError("no transformers")
+
+    asked = dataclasses.replace(DOUBLE, oracle=Oracle("their double", gone))
+    monkeypatch.setattr(labs, "find", lambda id: asked)
+
+    def right(x):
+        return 2 * x
+
+    assert check("99.double", right) is right
+    assert "their double did not work out" in capsys.readouterr().out
+
+
 def test_passed_stays_passed():
     check("99.double", mine)
     check("99.double", wrong)
@@ -109,9 +153,14 @@ def test_grading_raises_and_draws_other_seeds(monkeypatch):
 
 
 def test_hints_come_one_by_one_and_the_last_stays(capsys):
-    for expected in ("think", "of two", "2 * x", "2 * x"):
+    for expected in (["1. think"], ["1. think", "2. of two"], ["2. of two", "3. 2 * x"], ["3. 2 * x"]):
         hint("99.double")
-        assert expected in capsys.readouterr().out
+        said = capsys.readouterr().out
+        assert all(line in said for line in expected)
+    hint("99.double", 1)
+    assert "of two" not in capsys.readouterr().out
+    with pytest.raises(ValueError, match="give 1, 2 or 3"):
+        hint("99.double", 4)
     assert progress.hints_taken("99.double") == 3
 
 
@@ -129,6 +178,9 @@ def test_unknown_exercises_are_named(call):
         call("99.duoble")
     with pytest.raises(ValueError, match="there is no lab '77'"):
         call("77.double")
+    for name in ("top_k", lambda x: x):
+        with pytest.raises(ValueError, match="is no exercise id; write"):
+            call(name)
 
 
 def test_check_wants_the_function_itself():
@@ -153,8 +205,6 @@ def test_disagreement_with_the_oracle_is_found():
     ],
 )
 def test_exercises_check_themselves(change, says):
-    import dataclasses
-
     with pytest.raises(ValueError, match=says):
         dataclasses.replace(DOUBLE, **change)
 

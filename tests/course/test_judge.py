@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+import numpy as np
 import pytest
 import torch
 
@@ -37,6 +40,18 @@ def test_mistake_is_named_with_the_smallest_failing_case():
     assert (found.diagnosis, found.failure.case.label) == ("mean", "2 numbers")
 
 
+def test_the_same_type_of_error_alone_explains_nothing():
+    judge = Judge(share, (Mistake("lookup", "You looked beyond the end.", like=lambda x: x[99]),))
+    assert judge(CASES, attempt_all(lambda x: [][3], CASES)).diagnosis == "raises"
+    assert judge(CASES, attempt_all(lambda x: x[99], CASES)).diagnosis == "lookup"
+
+
+def test_a_mistake_that_explains_one_failure_of_many_is_not_named():
+    first = Mistake("first", "Only right by chance.", like=lambda x: x + len(x) - 1)
+    judge = Judge(lambda x: 2 * x, (first,))
+    assert judge(CASES, attempt_all(lambda x: x + 1 if len(x) == 2 else x * 3, CASES)).diagnosis == "wrong_values"
+
+
 def test_predicate_recognises_what_no_implementation_does():
     assert verdict(lambda x: x + 3).diagnosis == "too_big"
 
@@ -44,7 +59,10 @@ def test_predicate_recognises_what_no_implementation_does():
 @pytest.mark.parametrize(
     ("answer", "diagnosis"),
     [
-        (lambda x: None, "returns_nothing"),
+        (lambda x: print(x), "returns_nothing"),
+        (lambda x: sys.exit(), "raises"),
+        (lambda x: "0.5", "wrong_type"),
+        (lambda x: x.numpy(), "wrong_type"),
         (lambda x: x[:, None] / x.sum(), "wrong_shape"),
         (lambda x: (x / x.sum()).double(), "wrong_dtype"),
         (lambda x: x.div_(x.sum()), "changes_input"),
@@ -106,6 +124,38 @@ def test_a_reference_that_refuses_wants_the_same_refusal():
 def test_a_broken_reference_is_our_fault_and_says_so():
     with pytest.raises(RuntimeError, match="the reference failed"):
         Judge(lambda x: 1 / 0)((Case((1,)),), (Outcome("value", 1),))
+
+
+@pytest.mark.parametrize(
+    ("answer", "diagnosis"),
+    [
+        (lambda n: {"a": n, "b": 1}, None),
+        (lambda n: {"a": np.int64(n), "b": np.int64(1)}, None),
+        (lambda n: {"a": n}, "missing_keys"),
+        (lambda n: {"a": n, "b": 1, "c": 0}, "unknown_keys"),
+        (lambda n: {"a": float(n), "b": 1}, "float_for_integer"),
+        (lambda n: {"a": str(n), "b": 1}, "wrong_type"),
+        (lambda n: n, "wrong_type"),
+    ],
+)
+def test_dicts_and_whole_numbers(answer, diagnosis):
+    cases = (Case((3,)), Case((4,)))
+    found = Judge(lambda n: {"a": n, "b": 1})(cases, attempt_all(answer, cases))
+    assert found.passed if diagnosis is None else found.diagnosis == diagnosis
+
+
+def test_refusals_are_told_apart():
+    def refuse(x):
+        raise ValueError("too small")
+
+    def other(x):
+        raise IndexError("x")
+
+    cases = (Case((1,)),)
+    judge = Judge(refuse)
+    assert judge(cases, attempt_all(other, cases)).diagnosis == "raises_another"
+    assert judge(cases, attempt_all(lambda x: ValueError("x"), cases)).diagnosis == "returns_the_error"
+    assert judge(cases, attempt_all(lambda x: x, cases)).diagnosis == "accepts_bad_input"
 
 
 def test_outcomes_must_match_cases():

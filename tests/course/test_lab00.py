@@ -1,5 +1,8 @@
 """Lab 00 draws the map of the course: the map must agree with the labs that exist and with the claims."""
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import yaml
 
@@ -29,3 +32,34 @@ def test_every_lab_stands_on_the_map_and_audits_what_the_ledger_says(number):
 
 def test_every_claim_is_audited_on_the_map():
     assert {number for one in claims().values() for number in one.labs} <= set(MAP)
+
+
+def same_mistake():
+    path = Path(__file__).parent.parent / "near_misses" / "lab00.py"
+    spec = importlib.util.spec_from_file_location("near_misses_of_lab00", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return [(id, answer, name) for id, rows in module.SAME_MISTAKE.items() for answer, name in rows]
+
+
+@pytest.mark.parametrize(("id", "answer", "name"), same_mistake(), ids=lambda value: getattr(value, "__name__", None))
+def test_a_mistake_is_known_by_its_name_however_it_is_written(id, answer, name):
+    (exercise,) = (one for one in labs.lab("00").exercises if one.id == id)
+    assert (exercise.test(answer).status, exercise.test(answer).diagnosis) == ("failed", name)
+
+
+@pytest.mark.parametrize("reserve", [1.0, -0.1, 1.5])
+def test_cards_with_an_impossible_reserve_must_be_refused(reserve):
+    (exercise,) = (one for one in labs.lab("00").exercises if one.id == "00.gpus_needed")
+
+    def careless(needed, gpu_memory, share=0.1):
+        return 1 if share == reserve else exercise.reference(needed, gpu_memory, share)
+
+    assert exercise.test(careless).diagnosis == "accepts_bad_input"
+    assert not any("ValueError" in case.label for case in exercise.cases(0))
+
+
+def test_no_last_hint_is_the_solution():
+    for exercise in labs.lab("00").exercises:
+        assert "return" not in exercise.hints[-1]
+        assert "math.ceil(" not in exercise.hints[-1]

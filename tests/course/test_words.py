@@ -32,14 +32,23 @@ def test_a_prediction_is_kept_and_shown_beside_the_measurement(capsys):
     said = capsys.readouterr().out
     assert "You predicted 30 %, off by 14." in said
     assert "Measured: 44 % (from 40 to 48)." in said
-    with pytest.raises(ValueError, match="your prediction stays 30"):
+    with pytest.raises(ValueError, match="has been measured, so yours stays 30"):
         ask(guess=44)
-    assert ask().guess == 30
+    assert ask(guess=30).guess == 30
+    ask().start_over()
+    assert ask(guess=44).guess == 44
 
 
 def test_no_prediction_is_said(capsys):
     ask().against(5)
     assert "You made no prediction" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="this one goes without"):
+        ask(guess=5)
+
+
+def test_what_was_calculated_is_not_called_measured(capsys):
+    ask().against(4.744e-05, calculated=True)
+    assert "Calculated: 0.00004744 %." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("guess", [101, -1, float("nan"), "many"])
@@ -55,12 +64,16 @@ def test_bad_ranges_and_measurements():
         ask().against(float("inf"))
 
 
-def test_prediction_slider_keeps_the_guess():
+def test_the_slider_moves_in_steps_and_its_button_keeps_the_guess():
     from labkit.course.predict import _slider
 
-    box = _slider(ask(), None)
-    box.children[1].children[0].value = 70
-    assert ask().guess == 70
+    box = _slider(predict("99.ways", "How many ways?", 0, 5), 1)
+    slider, _, button = box.children[1].children
+    assert slider.value == 2
+    slider.value = 4
+    assert predict("99.ways", "How many ways?", 0, 5).guess is None
+    button.click()
+    assert predict("99.ways", "How many ways?", 0, 5).guess == 4
 
 
 QUESTION = Question("Which?", (Choice("one", "No: think of two."), Choice("two", "Yes.", right=True)))
@@ -83,7 +96,7 @@ def test_recap_is_judged_and_kept(monkeypatch, capsys):
     from labkit.course import labs
 
     class Lab:
-        questions = (QUESTION, QUESTION)
+        number, questions = "99", (QUESTION, QUESTION)
 
     monkeypatch.setattr(labs, "lab", lambda number: Lab)
     recap("99")
@@ -147,7 +160,7 @@ def test_the_ledger_reads_runs(tmp_path):
     (tmp_path / "01.json").write_text(json.dumps({"claims": [row.__dict__ for row in rows]}))
     found = read_runs(tmp_path)
     assert found == {1: rows}
-    assert overall(found[1]) == "holds under these conditions"
+    assert overall(found[1]) == "holds under 1 of 2 conditions"
     assert "not measured yet" in str(ledger(found))
     (tmp_path / "02.json").write_text("{")
     with pytest.raises(ValueError, match=r"02\.json is no run"):

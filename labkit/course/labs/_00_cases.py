@@ -53,8 +53,8 @@ def kv_cases(seed: int) -> list[Case]:
     draw = random.Random(seed)
     kv_heads = draw.randint(2, 4)
     return [
-        Case((1, 2, 2, 4), label="one layer"),
-        Case((3, 4, 2, 8), label="two query heads share one pair of key and value heads"),
+        Case((1, 6, 3, 4), label="one layer, two query heads share one pair of key and value heads"),
+        Case((3, 4, 2, 8), label="three layers"),
         Case((2, 4, 1, 8, 4), label="float32, one pair for all heads"),
         Case((draw.randint(2, 5), 2 * kv_heads, kv_heads, 8, 4)),
         Case((5, 6, 3, 16, 1), label="an 8-bit cache"),
@@ -92,11 +92,13 @@ def gpus_needed(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
 def gpus_cases(seed: int) -> list[Case]:
     GB = 10**9
     return [
-        Case((7 * GB, 16 * GB), label="one is plenty"),
+        Case((10 * GB, 16 * GB), label="one is enough"),
         Case((32 * GB, 16 * GB, 0.0), label="exactly two, nothing reserved"),
         Case((40 * GB, 16 * GB, 0.5), label="half of each card reserved"),
-        Case((145 * GB, 80 * GB), label="just more than two"),
         Case((150 * GB, 80 * GB, 0.0), label="a little less than two"),
+        Case((145 * GB, 80 * GB), label="just more than two"),
         Case((random.Random(seed).randint(300, 900) * GB + 1, 80 * GB, 0.25)),
-        Case((7 * GB, 16 * GB, 1.0), label="everything reserved: ValueError"),
+        Case((7 * GB, 16 * GB, 1.0), label="everything reserved"),
+        Case((7 * GB, 16 * GB, -0.1), label="less than nothing reserved"),
+        Case((7 * GB, 16 * GB, 1.5), label="more than everything reserved"),
     ]

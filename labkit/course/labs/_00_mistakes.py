@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+from labkit.course.judge import Failure
 
 Pair = tuple[int, int]
 
@@ -105,6 +108,20 @@ def kv_bits(num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, b
     return num_layers * 2 * num_kv_heads * head_dim * bytes_per_value * 8
 
 
+def kv_group_size(num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_value: int = 2) -> int:
+    return num_layers * 2 * (num_heads // num_kv_heads) * head_dim * bytes_per_value
+
+
+def kv_heads_added(num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_value: int = 2) -> int:
+    return num_layers * 2 * (num_heads + num_kv_heads) * head_dim * bytes_per_value
+
+
+def kv_heads_added_once(
+    num_layers: int, num_heads: int, num_kv_heads: int, head_dim: int, bytes_per_value: int = 2
+) -> int:
+    return num_layers * (num_heads + num_kv_heads) * head_dim * bytes_per_value
+
+
 def _adam(P: int, weights: int, gradients: int, master: int, moments: int) -> dict[str, int]:
     return {"weights": weights * P, "gradients": gradients * P, "master": master * P, "moments": moments * P}
 
@@ -137,14 +154,27 @@ def adam_always_mixed(num_params: int, mixed: bool = True) -> dict[str, int]:
     return _adam(num_params, 2, 2, 4, 8)
 
 
+def adam_per_parameter(num_params: int, mixed: bool = True) -> dict[str, int]:
+    return _adam(1, 2, 2, 4, 8) if mixed else _adam(1, 4, 4, 0, 8)
+
+
+def adam_bits(num_params: int, mixed: bool = True) -> dict[str, int]:
+    return _adam(8 * num_params, 2, 2, 4, 8) if mixed else _adam(8 * num_params, 4, 4, 0, 8)
+
+
 def gpus_rounded_down(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
     _need_share(reserve)
-    return max(1, int(needed / (gpu_memory * (1 - reserve))))
+    return int(needed / (gpu_memory * (1 - reserve)))
 
 
 def gpus_rounded(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
     _need_share(reserve)
-    return max(1, round(needed / (gpu_memory * (1 - reserve))))
+    return round(needed / (gpu_memory * (1 - reserve)))
+
+
+def gpus_not_rounded(needed: int, gpu_memory: int, reserve: float = 0.1) -> float:
+    _need_share(reserve)
+    return needed / (gpu_memory * (1 - reserve))
 
 
 def gpus_one_more(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
@@ -162,6 +192,11 @@ def gpus_reserve_on_needed(needed: int, gpu_memory: int, reserve: float = 0.1) -
     return math.ceil(needed * (1 + reserve) / gpu_memory)
 
 
+def gpus_times_the_rest(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
+    _need_share(reserve)
+    return math.ceil(needed / gpu_memory * (1 - reserve))
+
+
 def gpus_only_the_reserve(needed: int, gpu_memory: int, reserve: float = 0.1) -> int:
     _need_share(reserve)
     return math.ceil(needed / (gpu_memory * (reserve or 1)))
@@ -170,3 +205,27 @@ def gpus_only_the_reserve(needed: int, gpu_memory: int, reserve: float = 0.1) ->
 def _need_share(reserve: float) -> None:
     if not 0 <= reserve < 1:
         raise ValueError(f"reserve is {reserve}")
+
+
+def at_first(*mistaken: Callable[..., float]) -> Callable[[Failure], bool]:
+    """Recognises, on the first case that fails, what one of `mistaken` returns there: for answers that fail more
+    cases than the mistake does, such as one that also refuses nothing."""
+
+    def made(failure: Failure) -> bool:
+        theirs = [wrong(*failure.case.args) for wrong in mistaken]
+        return any(type(one) is type(failure.got) and one == failure.got for one in theirs)
+
+    return made
+
+
+def lacks_parts(failure: Failure) -> bool:
+    return type(failure.got) is dict and bool(failure.expected.keys() - failure.got.keys())
+
+
+def has_other_parts(failure: Failure) -> bool:
+    return type(failure.got) is dict and bool(failure.got.keys() - failure.expected.keys())
+
+
+def scaled_without_rounding(failure: Failure) -> bool:
+    total, active = failure.got
+    return total == failure.expected[0] and active == total * failure.case.args[3] / failure.case.args[2]

@@ -53,6 +53,11 @@ def lab(number: str | int) -> Lab:
 
 def find(exercise_id: str) -> Exercise:
     """The exercise of an id such as "01.top_k". Raises ValueError for an unknown one, naming the nearest."""
+    if not isinstance(exercise_id, str) or "." not in exercise_id:
+        name = exercise_id if isinstance(exercise_id, str) else getattr(exercise_id, "__name__", repr(exercise_id))
+        ids = [exercise.id for number in numbers() for exercise in lab(number).exercises if exercise.name == name]
+        advice = f"write {ids[0]!r}" if ids else "write the lab and the name, such as '01.top_k'"
+        raise ValueError(f"{name!r} is no exercise id; {advice}")
     exercises = {exercise.id: exercise for exercise in lab(exercise_id.partition(".")[0]).exercises}
     if exercise_id not in exercises:
         near = get_close_matches(exercise_id, exercises, n=1, cutoff=0.5)

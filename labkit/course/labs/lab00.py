@@ -24,7 +24,8 @@ EXPERT_PARAMS = Exercise(
     hints=(
         "Count matrices first, then the size of each. The formula in the text above has one letter for each matrix.",
         "W_gate and W_up lead from D to F, W_down leads back. None of them has a bias.",
-        "All three have D·F entries, so the body is one line: return 3 * d_model * d_expert.",
+        "Each has D·F entries, whichever way it leads, so the body is one line: that product, as often as there are "
+        "matrices.",
     ),
     mistakes=(
         Mistake(
@@ -71,8 +72,8 @@ LAYER_PARAMS = Exercise(
         "the second heap.",
         "Every token uses the router, all of it (E·D), and every shared expert. Of the E routed experts `total` counts "
         "all, `active` K.",
-        "always = num_experts * d_model + num_shared_experts * expert; then return always + num_experts * expert, "
-        "always + top_k * expert, where expert is the number of the first exercise.",
+        "Start with expert = 3 * d_model * d_expert, as in the first exercise, and put the first heap into a variable "
+        "`always`. Then both results are `always` plus a number of experts, and only that number differs.",
     ),
     mistakes=(
         Mistake(
@@ -123,6 +124,7 @@ LAYER_PARAMS = Exercise(
             "You took K/E of the whole layer. Only the routed experts shrink by that share; the router and the shared "
             "experts are used in full.",
             like=wrong.layer_scaled,
+            when=wrong.scaled_without_rounding,
         ),
     ),
     oracle=Oracle(
@@ -144,7 +146,8 @@ KV_BYTES = Exercise(
         "For one token and one layer: which vectors does attention want to see again later?",
         "A key and a value, each of head_dim numbers, for every key-value head, in every layer. Queries are used once "
         "and forgotten.",
-        "return num_layers * 2 * num_kv_heads * head_dim * bytes_per_value",
+        "Five factors, multiplied: a 2 for key and value, and four of the five arguments. The one that stays out is "
+        "the one whose vectors are forgotten.",
     ),
     mistakes=(
         Mistake(
@@ -178,6 +181,19 @@ KV_BYTES = Exercise(
             "Eight times too much: these are bits. The exercise asks for bytes.",
             like=wrong.kv_bits,
         ),
+        Mistake(
+            "group_size",
+            "You divided query heads by key-value heads. That says how many query heads *share* a pair of key and "
+            "value; what is kept is every pair, so ask how many pairs there are.",
+            like=wrong.kv_group_size,
+        ),
+        Mistake(
+            "heads_added",
+            "Query heads and key-value heads are added up. A query is used once, by its own token, and then forgotten: "
+            "only keys and values are kept.",
+            like=wrong.kv_heads_added,
+            when=wrong.at_first(wrong.kv_heads_added_once),
+        ),
     ),
     oracle=Oracle(
         "the growing cache of a tiny transformers Mixtral",
@@ -199,8 +215,8 @@ ADAM_MEMORY = Exercise(
         "takes 4 bytes, a bfloat16 takes 2.",
         "Mixed: weights 2, gradients 2, master copy 4, and two moments of 4. In float32 throughout, weights and "
         "gradients take 4 each, and the weights are their own master copy.",
-        'size = 2 if mixed else 4; then {"weights": size * P, "gradients": size * P, "master": 4 * P if mixed else 0, '
-        '"moments": 8 * P} with P = num_params.',
+        "Begin with size = 2 if mixed else 4, which serves weights and gradients. Then the dict, all four keys of it in "
+        "both cases, every value a number of bytes times num_params; the master copy needs an if of its own.",
     ),
     mistakes=(
         Mistake(
@@ -249,6 +265,28 @@ ADAM_MEMORY = Exercise(
             "One number came back. Its parts are asked for: a dict with weights, gradients, master and moments.",
             when=lambda failure: type(failure.got) in (int, float),
         ),
+        Mistake(
+            "per_parameter",
+            "These are the bytes of one parameter. There are `num_params` of them, and the bytes of all are asked for.",
+            like=wrong.adam_per_parameter,
+        ),
+        Mistake(
+            "bits",
+            "Eight times too much: these are bits. A float32 has 32 of them, which are 4 bytes.",
+            like=wrong.adam_bits,
+        ),
+        Mistake(
+            "other_parts",
+            'Your dict has a key that was not asked for. The keys are exactly "weights", "gradients", "master" and '
+            '"moments": spelled like this, both moments together, and no sum among them.',
+            when=wrong.has_other_parts,
+        ),
+        Mistake(
+            "parts_left_out",
+            "Your dict lacks one of its four parts. All four keys are there in both precisions, so that the results can "
+            "be compared; where nothing is kept, the value is 0.",
+            when=wrong.lacks_parts,
+        ),
     ),
     oracle=Oracle("torch's AdamW, its tensors weighed", theirs.adam_memory, fits=lambda case: case.args[0] < 10**6),
 )
@@ -266,39 +304,59 @@ GPUS_NEEDED = Exercise(
         "you round?",
         "Of each card gpu_memory · (1 - reserve) is usable. Two and a bit means three. And the docstring says: "
         "one kind of input has to be refused.",
-        "if not 0 <= reserve < 1: raise ValueError(...), then return math.ceil(needed / (gpu_memory * (1 - reserve)))",
+        "Two steps. If reserve is not in [0, 1), raise a ValueError; mind both ends. Then divide needed by what is "
+        "usable of one card, in brackets of its own, and let math.ceil round up.",
     ),
     mistakes=(
-        Mistake(
-            "rounded_down",
-            "You rounded down, so the last gigabytes have no card to live on.",
-            like=wrong.gpus_rounded_down,
-        ),
         Mistake(
             "rounded",
             "You rounded to the nearest number. 2.01 cards' worth needs three cards, because nobody sells a hundredth.",
             like=wrong.gpus_rounded,
+            when=wrong.at_first(wrong.gpus_rounded),
+        ),
+        Mistake(
+            "rounded_down",
+            "You rounded down, so the last gigabytes have no card to live on.",
+            like=wrong.gpus_rounded_down,
+            when=wrong.at_first(wrong.gpus_rounded_down),
+        ),
+        Mistake(
+            "not_rounded",
+            "That is a fraction of a card. The division is right; what is still missing is the step to whole cards.",
+            like=wrong.gpus_not_rounded,
+            when=wrong.at_first(wrong.gpus_not_rounded),
         ),
         Mistake(
             "one_too_many",
             "One card too many where it fits exactly: rounding down and adding one is not the same as rounding up.",
             like=wrong.gpus_one_more,
+            when=wrong.at_first(wrong.gpus_one_more),
         ),
         Mistake(
             "nothing_reserved",
             "`reserve` is not used. The driver, the workspace and fragmentation take their part of every card.",
             like=wrong.gpus_nothing_reserved,
+            when=wrong.at_first(wrong.gpus_nothing_reserved),
+        ),
+        Mistake(
+            "bracket",
+            "A larger reserve gives fewer cards here. Read your line from left to right, as Python does: the usable "
+            "share multiplies the quotient, instead of making the card smaller.",
+            like=wrong.gpus_times_the_rest,
+            when=wrong.at_first(wrong.gpus_times_the_rest),
         ),
         Mistake(
             "reserve_on_needed",
             "You made the need larger by the reserve instead of the cards smaller. With a tenth reserved, a card "
             "holds 9/10 of its memory, and 1/0.9 is more than 1.1.",
             like=wrong.gpus_reserve_on_needed,
+            when=wrong.at_first(wrong.gpus_reserve_on_needed),
         ),
         Mistake(
             "reserve_is_all",
             "You used the reserved part of each card and left the rest empty.",
             like=wrong.gpus_only_the_reserve,
+            when=wrong.at_first(wrong.gpus_only_the_reserve),
         ),
     ),
 )
