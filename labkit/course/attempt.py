@@ -24,13 +24,15 @@ Status = Literal["value", "error", "blank"]
 class Case:
     """One input of an exercise: positional and keyword arguments, and what is special about them.
 
-    For an exercise that is a class, `init` holds the constructor's arguments; `args` go to the call.
+    For an exercise that is a class, `init` holds the constructor's arguments; `args` go to the call. With `needs_grad`
+    the floating-point tensors among `args` ask for gradients, and so must the floating-point tensors that come back.
     """
 
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     label: str = ""
     init: tuple[Any, ...] | None = None
+    needs_grad: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +45,7 @@ class Outcome:
     error: str = ""
     changed_input: bool = False
     printed: str = ""
+    cuts_graph: bool = False
 
 
 def same(a: Any, b: Any) -> bool:
@@ -69,6 +72,8 @@ def same(a: Any, b: Any) -> bool:
 def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
     """Call `answer` on copies of the case's arguments and say what happened. Only an interrupt gets through."""
     args, kwargs = copy.deepcopy(case.args), copy.deepcopy(dict(case.kwargs))
+    if case.needs_grad:
+        args = tuple(arg.requires_grad_() if _differentiable(arg) else arg for arg in args)
     before = copy.deepcopy((args, kwargs))
     printed = io.StringIO()
     try:
@@ -81,7 +86,16 @@ def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
     except (Exception, SystemExit) as error:
         return Outcome("error", error_type=type(error).__name__, error=str(error), printed=printed.getvalue())
     changed = not same(before, (args, kwargs))
-    return Outcome("value", detached(value), changed_input=changed, printed=printed.getvalue())
+    cut = case.needs_grad and any(not part.requires_grad for part in _parts(value) if _differentiable(part))
+    return Outcome("value", detached(value), changed_input=changed, printed=printed.getvalue(), cuts_graph=cut)
+
+
+def _differentiable(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.is_floating_point()
+
+
+def _parts(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def attempt_all(answer: Callable[..., Any], cases: Sequence[Case]) -> tuple[Outcome, ...]:

@@ -212,7 +212,8 @@ class Judge:
     def _right(self, outcome: Outcome, expected: Outcome) -> bool:
         if expected.status == "error":  # a case that must be refused
             return outcome.status == "error" and outcome.error_type == expected.error_type
-        return outcome.status == "value" and not outcome.changed_input and not self._difference(outcome, expected.value)
+        spoilt = outcome.changed_input or (outcome.cuts_graph and not expected.cuts_graph)
+        return outcome.status == "value" and not spoilt and not self._difference(outcome, expected.value)
 
     def _difference(self, outcome: Outcome, expected: Any) -> Difference | None:
         return difference(outcome.value, expected, self.rtol, self.atol)
@@ -252,7 +253,10 @@ class Judge:
         wrong = attempt(mistake.like, case)
         if wrong.status != "value":
             return outcome.status == wrong.status and outcome.error_type == wrong.error_type
-        if outcome.status != "value" or outcome.changed_input != wrong.changed_input:
+        if outcome.status != "value" or (outcome.changed_input, outcome.cuts_graph) != (
+            wrong.changed_input,
+            wrong.cuts_graph,
+        ):
             return False
         try:
             return not difference(outcome.value, wrong.value, self.rtol, self.atol)
@@ -273,7 +277,11 @@ class Judge:
             shown = " It printed its result instead." if outcome.printed.strip() else ""
             return "returns_nothing", f"Your code returned None; is the `return` missing?{shown}"
         found = self._difference(outcome, failure.expected)
-        assert found is not None
+        if found is None:
+            return "cuts_graph", (
+                "The values are right, but no gradient can flow back through them: somewhere the result leaves "
+                "autograd (detach, no_grad, .data, .item, a new torch.tensor, numpy). Nothing before it could learn."
+            )
         return found.kind, GENERAL[found.kind].format(found)
 
 

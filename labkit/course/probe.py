@@ -52,6 +52,7 @@ def answer_cases(name: str, names: Mapping[str, Any], packed: str, nonce: str) -
             "error_type": outcome.error_type,
             "error": outcome.error[:2000],
             "changed_input": outcome.changed_input,
+            "cuts_graph": outcome.cuts_graph,
         }
         for outcome in attempt_all(answer, cases)
     ]
@@ -145,7 +146,8 @@ def _outcome(item: Any) -> Outcome:
     if item["status"] not in ("value", "error", "blank"):
         raise ValueError("an unknown status")
     said = [_exactly(str, item[key])[:2000] for key in ("error_type", "error")]
-    return Outcome(item["status"], decode(item["value"]), *said, _exactly(bool, item["changed_input"]))
+    changed, cut = (_exactly(bool, item[key]) for key in ("changed_input", "cuts_graph"))
+    return Outcome(item["status"], decode(item["value"]), *said, changed_input=changed, cuts_graph=cut)
 
 
 def _exactly(kind: type, value: Any) -> Any:

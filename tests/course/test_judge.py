@@ -144,6 +144,14 @@ def test_dicts_and_whole_numbers(answer, diagnosis):
     assert found.passed if diagnosis is None else found.diagnosis == diagnosis
 
 
+@pytest.mark.parametrize("answer", [lambda x: share(x.detach()), lambda x: torch.tensor(share(x).tolist())])
+def test_an_answer_that_cuts_the_graph_is_found(answer):
+    cases = (*CASES, Case((torch.arange(1.0, 5),), needs_grad=True))
+    assert JUDGE(cases, attempt_all(share, cases)).passed
+    assert JUDGE(cases, attempt_all(answer, cases)).diagnosis == "cuts_graph"
+    assert JUDGE(CASES, attempt_all(answer, CASES)).passed
+
+
 def test_refusals_are_told_apart():
     def refuse(x):
         raise ValueError("too small")

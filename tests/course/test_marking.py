@@ -47,7 +47,14 @@ def test_nan_crosses():
 
 
 NONCE = "n" * 32
-GOOD = {"status": "value", "value": {"int": "1"}, "error_type": "", "error": "", "changed_input": False}
+GOOD = {
+    "status": "value",
+    "value": {"int": "1"},
+    "error_type": "",
+    "error": "",
+    "changed_input": False,
+    "cuts_graph": False,
+}
 
 
 def framed(body) -> str:
