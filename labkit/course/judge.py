@@ -165,7 +165,8 @@ def _show(value: Any) -> str:
         return repr(value)
     if type(value) is str:
         return f"the text {value[:60]!r}"
-    return f"a {type(value).__module__.split('.')[0]}.{type(value).__name__}".replace("builtins.", "")
+    name = type(value).__name__
+    return "a numpy array" if name == "ndarray" else f"an object of type {name}"
 
 
 GENERAL = {
