@@ -84,6 +84,11 @@ def layer_proportion(d_model, d_expert, num_experts, top_k, num_shared_experts=0
     return total, total // num_experts * top_k if total % num_experts == 0 else total * top_k // num_experts
 
 
+def layer_share(d_model, d_expert, num_experts, top_k, num_shared_experts=0):
+    total = num_experts * d_model + (num_experts + num_shared_experts) * 3 * d_model * d_expert
+    return total, total * top_k / num_experts
+
+
 def layer_subtract(d_model, d_expert, num_experts, top_k, num_shared_experts=0):
     one = d_expert * d_model * 3
     total = d_model * num_experts + one * (num_experts + num_shared_experts)
@@ -114,6 +119,23 @@ def kv_half_precision(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_v
 
 def kv_count(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
     return sum(2 * num_kv_heads * head_dim for _ in range(num_layers))
+
+
+def kv_per_group(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
+    group = num_heads // num_kv_heads
+    return 2 * bytes_per_value * head_dim * group * num_layers
+
+
+def kv_all_projections(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
+    return num_layers * (num_heads + num_kv_heads) * head_dim * bytes_per_value
+
+
+def kv_double_projections(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
+    return 2 * num_layers * (num_heads + num_kv_heads) * head_dim * bytes_per_value
+
+
+def kv_in_bits(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
+    return 16 * bytes_per_value * num_layers * num_kv_heads * head_dim
 
 
 def kv_loop(num_layers, num_heads, num_kv_heads, head_dim, bytes_per_value=2):
@@ -166,6 +188,34 @@ def adam_sixteen(num_params, mixed=True):
     return 16 * num_params
 
 
+def adam_without_a_master_key(num_params, mixed=True):
+    size = 2 if mixed else 4
+    kept = {"weights": size * num_params, "gradients": size * num_params, "moments": 8 * num_params}
+    if mixed:
+        kept["master"] = 4 * num_params
+    return kept
+
+
+def adam_with_total(num_params, mixed=True):
+    kept = adam_table(num_params, mixed)
+    return kept | {"total": sum(kept.values())}
+
+
+def adam_singular(num_params, mixed=True):
+    kept = adam_table(num_params, mixed)
+    return {"weight": kept.pop("weights"), "gradient": kept.pop("gradients"), **kept}
+
+
+def adam_of_one(num_params, mixed=True):
+    return {"weights": 2, "gradients": 2, "master": 4, "moments": 8} if mixed else adam_table(1, False)
+
+
+def adam_in_bits(num_params, mixed=True):
+    width = 16 if mixed else 32
+    master = 32 * num_params if mixed else 0
+    return dict(weights=width * num_params, gradients=width * num_params, master=master, moments=64 * num_params)
+
+
 def adam_table(num_params, mixed=True):
     rows = {"moments": (8, 8), "master": (4, 0), "gradients": (2, 4), "weights": (2, 4)}
     return {name: each[0 if mixed else 1] * num_params for name, each in rows.items()}
@@ -177,13 +227,47 @@ def adam_table(num_params, mixed=True):
 def gpus_floor(needed, gpu_memory, reserve=0.1):
     if reserve >= 1 or reserve < 0:
         raise ValueError(reserve)
-    return max(floor(needed / (gpu_memory - reserve * gpu_memory)), 1)
+    return floor(needed / (gpu_memory - reserve * gpu_memory))
+
+
+def gpus_int(needed, gpu_memory, reserve=0.1):
+    return int(needed / (gpu_memory * (1 - reserve)))
+
+
+def gpus_floor_of_one_at_least(needed, gpu_memory, reserve=0.1):
+    if reserve >= 1 or reserve < 0:
+        raise ValueError(reserve)
+    return max(1, int(needed / (gpu_memory * (1 - reserve))))
 
 
 def gpus_nearest(needed, gpu_memory, reserve=0.1):
     if reserve >= 1 or reserve < 0:
         raise ValueError(reserve)
     return max(1, round(needed / gpu_memory / (1 - reserve)))
+
+
+def gpus_round(needed, gpu_memory, reserve=0.1):
+    return round(needed / (gpu_memory * (1 - reserve)))
+
+
+def gpus_bare(needed, gpu_memory, reserve=0.1):
+    if not 0 <= reserve < 1:
+        raise ValueError
+    return needed / (gpu_memory * (1 - reserve))
+
+
+def gpus_bare_and_careless(needed, gpu_memory, reserve=0.1):
+    return needed / (gpu_memory * (1 - reserve))
+
+
+def gpus_brackets_forgotten(needed, gpu_memory, reserve=0.1):
+    if not 0 <= reserve < 1:
+        raise ValueError
+    return ceil(needed / gpu_memory * (1 - reserve))
+
+
+def gpus_brackets_and_careless(needed, gpu_memory, reserve=0.1):
+    return ceil(needed / gpu_memory * (1 - reserve))
 
 
 def gpus_plus_one(needed, gpu_memory, reserve=0.1):
@@ -204,6 +288,10 @@ def gpus_ten_percent_more(needed, gpu_memory, reserve=0.1):
     return ceil((needed + needed * reserve) / gpu_memory)
 
 
+def gpus_of_the_reserve(needed, gpu_memory, reserve=0.1):
+    return ceil(needed / (gpu_memory * reserve)) if reserve else ceil(needed / gpu_memory)
+
+
 def gpus_never_refuses(needed, gpu_memory, reserve=0.1):
     usable = gpu_memory * (1 - reserve)
     count = 1
@@ -214,8 +302,8 @@ def gpus_never_refuses(needed, gpu_memory, reserve=0.1):
 
 def gpus_count_up(needed, gpu_memory, reserve=0.1):
     usable = Fraction(gpu_memory) * (1 - Fraction(str(reserve)))
-    if usable <= 0:
-        raise ValueError("nothing of the card is left")
+    if usable <= 0 or usable > gpu_memory:
+        raise ValueError("nothing of the card is left, or more than all of it")
     count = 1
     while count * usable < needed:
         count += 1
@@ -246,6 +334,9 @@ NEAR_MISSES = {
         (kv_single_layer, "one_layer"),
         (kv_half_precision, "always_16_bit"),
         (kv_count, "values_not_bytes"),
+        (kv_per_group, "group_size"),
+        (kv_all_projections, "heads_added"),
+        (kv_in_bits, "bits"),
     ],
     "00.adam_memory": [
         (adam_two_plus_two, "no_master"),
@@ -255,10 +346,17 @@ NEAR_MISSES = {
         (adam_megatron, "wide_gradients"),
         (adam_only_mixed, "flag_unused"),
         (adam_sixteen, "only_the_sum"),
+        (adam_without_a_master_key, "parts_left_out"),
+        (adam_with_total, "other_parts"),
+        (adam_of_one, "per_parameter"),
+        (adam_in_bits, "bits"),
     ],
     "00.gpus_needed": [
         (gpus_floor, "rounded_down"),
         (gpus_nearest, "rounded"),
+        (gpus_bare, "not_rounded"),
+        (gpus_brackets_forgotten, "bracket"),
+        (gpus_of_the_reserve, "reserve_is_all"),
         (gpus_plus_one, "one_too_many"),
         (gpus_datasheet, "nothing_reserved"),
         (gpus_ten_percent_more, "reserve_on_needed"),
@@ -272,4 +370,17 @@ RIGHT_ANSWERS = {
     "00.kv_bytes": [kv_loop],
     "00.adam_memory": [adam_table],
     "00.gpus_needed": [gpus_count_up],
+}
+
+SAME_MISTAKE = {  # other ways to make a mistake that NEAR_MISSES has already, most of them refusing nothing
+    "00.gpus_needed": [
+        (gpus_int, "rounded_down"),
+        (gpus_floor_of_one_at_least, "rounded_down"),
+        (gpus_round, "rounded"),
+        (gpus_bare_and_careless, "not_rounded"),
+        (gpus_brackets_and_careless, "bracket"),
+    ],
+    "00.kv_bytes": [(kv_double_projections, "heads_added")],
+    "00.adam_memory": [(adam_singular, "other_parts")],
+    "00.layer_params": [(layer_share, "scaled_total")],
 }

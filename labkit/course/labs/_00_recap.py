@@ -59,8 +59,16 @@ QUESTIONS = (
     Question(
         '"16 GB is enough for a 7B model." What do you answer?',
         (
-            Choice("It is true", "For serving in 16 bits to few readers, yes. To train all of it, far from it."),
-            Choice("It is false", "For serving in 16 bits, or for training adapters on 4-bit weights, it holds."),
+            Choice(
+                "It is true",
+                "To serve it with 4-bit weights, yes. In 16 bits the dense 7B of this lab fills the card almost "
+                "wholly, so with the usual tenth in reserve it does not fit; and training it takes several times that.",
+            ),
+            Choice(
+                "It is false",
+                "To train all of it, or to serve the dense one in 16 bits with a tenth in reserve, it is. With 4-bit "
+                "weights it fits easily, served or with adapters in training, and OLMoE just fits even in 16 bits.",
+            ),
             Choice(
                 "To do what with it: which precision, optimizer, batch and context?",
                 "Yes. Without them a number for hardware says nothing; with them it becomes arithmetic.",
