@@ -38,12 +38,16 @@ class Unavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Capability:
-    """One thing a machine can or cannot do: `reason` is what was found, `instead` what to do where it is missing."""
+    """One thing a machine can or cannot do: `reason` is what was found, `instead` what to do where it is missing.
+
+    `purpose` says what the course wants it for.
+    """
 
     name: str
     available: bool
     reason: str
     instead: str
+    purpose: str = ""
 
     def __str__(self) -> str:
         if self.available:
@@ -225,13 +229,29 @@ _PROBES: dict[str, tuple[Callable[[], tuple[bool, str]], str]] = {
 }  # fmt: skip
 
 
+_PURPOSES = {
+    "cuda": "the experiments in real size, on an NVIDIA GPU",
+    "sm90": "kernels for Hopper GPUs (H100, H200) and newer",
+    "bf16": "bfloat16, a float of 16 bits with the range of 32",
+    "fp8": "products of 8-bit floats in hardware",
+    "triton": "GPU kernels that you write in Python",
+    "triton_interpreter": "the same kernels on a CPU, slowly",
+    "bitsandbytes": "weights and optimizers in 8 and 4 bits",
+    "transformers": "models to compare with, called oracles",
+    "bubblewrap": "grading other people's code in a closed box",
+    "chromium": "the tests of the widgets in a browser",
+    "disk": "data and checkpoints of all labs",
+    "memory": "the models on a CPU",
+}
+
+
 def capability(name: str) -> Capability:
     """What this machine says about one capability. Raises ValueError for an unknown name."""
     if name not in _PROBES:
         raise ValueError(f"there is no capability {name!r}; choose one of {', '.join(_PROBES)}")
     probe, instead = _PROBES[name]
     available, reason = probe()
-    return Capability(name, available, reason, instead)
+    return Capability(name, available, reason, instead, _PURPOSES[name])
 
 
 def capabilities() -> tuple[Capability, ...]:
@@ -294,23 +314,25 @@ class Doctor:
         return tuple(c for c in self.capabilities if not c.available)
 
     def __repr__(self) -> str:
-        lines = [f"{name:<18} {version}" for name, version in self.versions]
+        lines = []
         for c in self.capabilities:
             lines.append(f"{c.name:<18} {'yes' if c.available else 'no ':<3}  {c.reason}")
+            if c.purpose:
+                lines.append(f"{'':<18}      for: {c.purpose}")
             if not c.available:
                 lines.append(f"{'':<18}      instead: {c.instead}")
-        return "\n".join(lines)
+        return "\n".join([*lines, "", *(f"{name:<18} {version}" for name, version in self.versions)])
 
     def _repr_html_(self) -> str:
         versions = "".join(_row("td", name, version) for name, version in self.versions)
         rows = "".join(
-            _row("td", c.name, "yes" if c.available else "no", c.reason, "" if c.available else c.instead)
+            _row("td", c.name, c.purpose, "yes" if c.available else "no", c.reason, "" if c.available else c.instead)
             for c in self.capabilities
         )
         return (
-            f"<table><caption>Versions</caption>{_row('th', 'package', 'version')}{versions}</table>"
             f"<table><caption>What this machine can do</caption>"
-            f"{_row('th', 'capability', 'here', 'found', 'instead')}{rows}</table>"
+            f"{_row('th', 'capability', 'for', 'here', 'found', 'instead')}{rows}</table>"
+            f"<details><summary>Versions</summary><table>{_row('th', 'package', 'version')}{versions}</table></details>"
         )
 
 

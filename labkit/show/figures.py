@@ -12,6 +12,7 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 
 from labkit.show import style
+from labkit.show.memory import memory_stack
 from labkit.show.picture import Picture, new, png
 from labkit.show.style import INK, PALETTE, SEQUENTIAL, expert_colors
 
@@ -106,7 +107,8 @@ def decision_regions(
     rows = math.ceil(len(owners) / columns)
     last = ""
     with style.use():
-        figure, axes = new(columns, rows, size=(2.7 * columns + 0.6, 2.6 * rows + 0.6))
+        beside = columns == 1
+        figure, axes = new(columns, rows, size=(2.7 * columns + (1.9 if beside else 0.6), 2.6 * rows + 0.6))
         for ax, (step, owner) in zip(axes, owners.items(), strict=False):
             last = _region(ax, xy, names, owner, num_experts)
             ax.set(title=f"step {step}", xlabel="feature 1 (no unit)")
@@ -116,7 +118,8 @@ def decision_regions(
             ax.set_visible(False)
         handles = [Patch(color=PALETTE[e], alpha=0.55, label=f"expert {e}") for e in range(num_experts)]
         handles += axes[0].get_legend_handles_labels()[0]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+        loc, most = ("outside right upper", 1) if beside else ("outside lower center", 6 if columns > 2 else 4)
+        figure.legend(handles=handles, loc=loc, ncols=min(most, len(handles)))
     figure.alt = (
         f"Decision regions of {num_experts} experts at {len(owners)} training steps, with points of classes "
         f"{', '.join(sorted(set(names)))}. At step {list(owners)[-1]}: {last}."
@@ -300,47 +303,4 @@ def parameter_blocks(total: int, active: int, name: str = "") -> Picture:
     figure.alt = (
         f"{name} uses {active / GB:.3g} of its {total / GB:.3g} billion parameters per token, {share:.1%}.".lstrip()
     )
-    return figure
-
-
-def memory_stack(
-    breakdowns: Mapping[str, Mapping[str, float]], limit: float | None = None, limit_name: str = "capacity"
-) -> Picture:
-    """Stacked bars of memory in GB (10⁹ bytes), one bar a plan, with a line where the memory ends.
-
-    Args:
-        breakdowns: from a plan's name to its parts, name to bytes; a part has one colour in all bars, eight at most.
-        limit: bytes there are.
-        limit_name: what the line is called.
-    """
-    parts = list(dict.fromkeys(part for plan in breakdowns.values() for part in plan))
-    _need(1 <= len(parts) <= len(PALETTE), f"memory_stack draws 1 to {len(PALETTE)} kinds of memory; got {len(parts)}")
-    _need(all(b >= 0 for plan in breakdowns.values() for b in plan.values()), "memory_stack got negative bytes")
-    _need(limit is None or limit > 0, f"memory_stack got limit {limit}; give bytes above zero")
-    with style.use():
-        figure, (ax,) = new(size=(8, 1.5 + 0.5 * len(breakdowns)))
-        left = np.zeros(len(breakdowns))
-        for color, part in zip(PALETTE, parts, strict=False):
-            width = np.array([plan.get(part, 0) / GB for plan in breakdowns.values()])
-            ax.barh(list(breakdowns), width, left=left, color=color, height=0.6, label=part)
-            left += width
-        for row, total in enumerate(left):
-            ax.annotate(
-                f"{total:,.1f}", (total, row), xytext=(6, 0), textcoords="offset points", va="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-            )  # fmt: skip
-        if limit is not None:
-            ax.axvline(
-                limit / GB, color=INK, linestyle="--", linewidth=1.5, label=f"{limit_name}, {limit / GB:,.0f} GB"
-            )
-        ax.set(xlabel="memory (GB, 10⁹ bytes)", xlim=(0, 1.15 * max(*left, (limit or 0) / GB)))
-        ax.invert_yaxis()
-        ax.grid(axis="x")
-        ax.grid(False, axis="y")
-        figure.legend(loc="outside lower center", ncols=4)
-    figure.alt = "Memory. " + " ".join(
-        f"{name}: {total:,.1f} GB ({', '.join(f'{p} {b / GB:,.1f}' for p, b in plan.items())})."
-        for (name, plan), total in zip(breakdowns.items(), left, strict=True)
-    )
-    figure.alt += f" {limit_name}: {limit / GB:,.0f} GB." if limit is not None else ""
     return figure

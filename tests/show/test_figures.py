@@ -85,6 +85,24 @@ def test_bars_show_the_median_not_the_mean():
     assert widths == [2.0, 3.0]
 
 
+def test_a_part_of_memory_has_its_colour_in_every_figure():
+    def colors(plan):
+        axes = figures.memory_stack({"plan": dict.fromkeys(plan, 1e9)}).axes[0]
+        return {bars.get_label(): bars.patches[0].get_facecolor() for bars in axes.containers}
+
+    one, other = colors(["weights", "gradients", "optimizer"]), colors(["scales", "optimizer", "KV cache", "weights"])
+    assert one["weights"] == other["weights"]
+    assert one["optimizer"] == other["optimizer"]
+    assert len(set(other.values())) == 4
+
+
+def test_memory_stack_draws_the_limit_and_what_is_usable_of_it():
+    figure = figures.memory_stack({"a": {"weights": 1e9}}, 16e9, "T4", usable=14.4e9)
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines] == [16, 14.4]
+    assert "T4: 16 GB" in figure.alt
+    assert "14.4 GB" in figure.alt
+
+
 def test_bfloat16_is_fine():
     assert figures.array(torch.ones(2, dtype=torch.bfloat16)).tolist() == [1, 1]
 
@@ -112,6 +130,8 @@ BAD = [
     (lambda: figures.memory_stack({"a": {"b": -1}}), "negative"),
     (lambda: figures.memory_stack({}), "1 to 8 kinds"),
     (lambda: figures.memory_stack({"a": {"b": 1}}, 0), "above zero"),
+    (lambda: figures.memory_stack({"a": {"b": 1}}, usable=1), "give a limit"),
+    (lambda: figures.memory_stack({"a": {"b": 1}}, 1, usable=2), "a part of it"),
     (lambda: png("figure"), "matplotlib Figure"),
 ]
 

@@ -6,6 +6,7 @@ import base64
 
 import pytest
 
+from labkit.core.config import ModelConfig
 from labkit.core.cost import inference_memory, training_memory
 from labkit.core.presets import preset
 from labkit.show import Planner, planner
@@ -63,12 +64,39 @@ def test_bundle_has_view_picture_and_table():
     assert meta["image/png"]["alt"] == data["text/plain"]
 
 
+DENSE = ModelConfig(
+    name="mine", vocab_size=100, num_layers=2, d_model=8, num_heads=2, num_kv_heads=2, head_dim=4, moe=None,
+    num_dense_layers=2, d_dense=16,
+)  # fmt: skip
+
+
+def test_a_model_of_ones_own_stands_in_the_list():
+    p = planner(also=(DENSE,))
+    p.model.value = "mine"
+    assert p.plan.serving == inference_memory(DENSE, 1, 4096)
+    assert p.plan == planner("mine", also=(DENSE,)).plan
+    assert p.plan.active == p.plan.params
+
+
+def test_bytes_of_active_weights_are_told():
+    p = plan("mixtral-8x7b", "H200", weight_bits=8)
+    assert p.active_part(p.serving.weights) == p.active
+    (row,) = [row for row in card(p).table if "active" in row[0]]
+    assert row[1] == f"{p.active / 1e9:.1f} GB"
+
+
+def test_picture_shows_the_card_and_its_usable_part():
+    labels = [line.get_label() for line in planner().picture().axes[0].lines]
+    assert labels == ["T4: 16 GB", "usable: 14.4 GB"]
+
+
 @pytest.mark.parametrize(
     "call",
     [
         lambda: planner("olmo"), lambda: planner(gpu="T5"), lambda: plan("olmoe-1b-7b", "T4", count=0),
         lambda: plan("olmoe-1b-7b", "T4", batch=0), lambda: plan("olmoe-1b-7b", "T4", weight_bits=3),
         lambda: plan("olmoe-1b-7b", "T4", optimizer="lion"),
+        lambda: planner("mine"), lambda: planner(also=(DENSE, DENSE)), lambda: planner(also=(preset("mixtral-8x7b"),)),
     ],
 )  # fmt: skip
 def test_bad_input(call):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
 
 import ipywidgets
 
+from labkit.core.config import ModelConfig
 from labkit.core.cost import GPUS, Fit, fits, inference_memory, kv_cache_bytes_per_token, model_params, training_memory
 from labkit.core.hardware import GB
 from labkit.core.memory import OPTIMIZERS, PRECISIONS, WEIGHT_BITS, InferenceMemory, TrainingMemory
@@ -44,9 +46,13 @@ class Plan:
         """Bytes on all the GPUs together."""
         return GPUS[self.gpu].memory * self.count
 
+    def active_part(self, weights: int) -> int:
+        """How many bytes of so many bytes of weights one token is multiplied with."""
+        return weights * self.active // self.params
+
 
 def plan(
-    model: str,
+    model: str | ModelConfig,
     gpu: str,
     *,
     count: int = 1,
@@ -60,7 +66,7 @@ def plan(
     """The memory of serving and of training a published model, the micro-batch being `batch` sequences of `context`.
 
     Args:
-        model: a key of `PRESETS`.
+        model: a key of `PRESETS`, or a configuration of one's own.
         gpu: a key of `GPUS`; `count` of them share everything evenly, the best case.
         weight_bits: of the served weights.
         precision, optimizer, checkpointing: of training, as in `core.memory.training_memory`.
@@ -71,7 +77,7 @@ def plan(
     >>> bool(p.serve_fit), bool(p.train_fit)
     (True, False)
     """
-    config = preset(model)
+    config = model if isinstance(model, ModelConfig) else preset(model)
     serving = inference_memory(config, batch, context, weight_bits)
     kept, light = (
         training_memory(
@@ -109,9 +115,11 @@ def _verdict(what: str, fit: Fit) -> str:
 def card(p: Plan) -> Card:
     """The plan in words and numbers."""
     machine = f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu
+    active = [p.active_part(memory.weights) for memory in (p.serving, p.training, p.checkpointed)]
     table = [("what", "serve", "train", "train, checkpointing")]
     table += [
         ("weights", _gb(p.serving.weights), _gb(p.training.weights), _gb(p.checkpointed.weights)),
+        ("  of these active for a token", *map(_gb, active)),
         ("master copy", "–", _gb(p.training.master), _gb(p.checkpointed.master)),
         ("gradients", "–", _gb(p.training.gradients), _gb(p.checkpointed.gradients)),
         ("optimizer", "–", _gb(p.training.optimizer), _gb(p.checkpointed.optimizer)),
@@ -123,7 +131,7 @@ def card(p: Plan) -> Card:
     lines = [
         f"{p.params / 1e9:,.2f} billion parameters, {p.active / 1e9:,.2f} billion active per token "
         f"({p.active / p.params:.0%}); {p.cache_per_token / 1e3:,.1f} kB of KV cache per token at 16 bits.",
-        f"{machine}: {_gb(p.capacity)}, a tenth held in reserve. "
+        f"{machine}: {_gb(p.capacity)}, of which {_gb(p.serve_fit.available)} are usable: a tenth is held in reserve. "
         f"{_verdict('Serving', p.serve_fit)} {_verdict(how, p.train_fit)}",
     ]
     return Card("pass" if p.serve_fit and p.train_fit else "info", f"{p.model} on {machine}", lines, table)
@@ -134,13 +142,17 @@ class Planner(Pictured, ipywidgets.VBox):
 
     Args:
         model, gpu: what is chosen at first.
+        also: models of one's own that stand in the list as well, under their names.
 
-    Raises ValueError for a model or a GPU that the lists do not have.
+    Raises ValueError for a model or a GPU that the lists do not have, or a name in `also` that is taken.
     """
 
-    def __init__(self, model: str = "olmoe-1b-7b", gpu: str = "T4") -> None:
-        self._plan = plan(model, gpu)
-        self.model = _pick("Model", PRESETS, self._plan.model)
+    def __init__(self, model: str = "olmoe-1b-7b", gpu: str = "T4", also: Sequence[ModelConfig] = ()) -> None:
+        self._also = {config.name: config for config in also}
+        if len({*PRESETS, *self._also}) < len(PRESETS) + len(also):
+            raise ValueError(f"planner got also={[config.name for config in also]}; give names that are not taken yet")
+        self._plan = plan(self._also.get(model, model), gpu)
+        self.model = _pick("Model", [*PRESETS, *self._also], self._plan.model)
         self.gpu = _pick("GPU", GPUS, gpu)
         self.count = _pick("GPUs", (1, 2, 4, 8, 16, 32, 64), 1)
         self.batch = _pick("Batch", BATCHES, 1)
@@ -167,7 +179,8 @@ class Planner(Pictured, ipywidgets.VBox):
     def picture(self) -> Picture:
         """The stacked bars, described by the whole table."""
         p = self._plan
-        figure = memory_stack(breakdowns(p), p.capacity, f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu)
+        name = f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu
+        figure = memory_stack(breakdowns(p), p.capacity, name, usable=p.serve_fit.available)
         figure.alt = str(card(p))
         return figure
 
@@ -176,7 +189,9 @@ class Planner(Pictured, ipywidgets.VBox):
         return {name: getattr(self, name) for name in names}
 
     def _refresh(self, change: Any = None) -> None:
-        self._plan = plan(**{name: control.value for name, control in self._controls().items()})
+        chosen = {name: control.value for name, control in self._controls().items()}
+        model = chosen.pop("model")
+        self._plan = plan(self._also.get(model, model), **chosen)
         picture = self.picture()
         data = b64encode(png(picture)).decode("ascii")
         said = escape(f"Stacked bars of memory: {picture.alt}", quote=True)
@@ -188,6 +203,6 @@ def _pick(name: str, options: Any, value: Any) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(description=name, options=list(options), value=value, layout={"width": "240px"})
 
 
-def planner(model: str = "olmoe-1b-7b", gpu: str = "T4") -> Planner:
-    """The planner, opened at this model and GPU."""
-    return Planner(model, gpu)
+def planner(model: str = "olmoe-1b-7b", gpu: str = "T4", also: Sequence[ModelConfig] = ()) -> Planner:
+    """The planner, opened at this model and GPU, with the models of `also` in its list."""
+    return Planner(model, gpu, also)
