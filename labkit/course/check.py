@@ -138,7 +138,7 @@ def describe_case(case: Case, reference: Callable[..., Any] | None = None) -> st
 def describe(value: Any, limit: int = 240) -> str:
     """A value in one line; a long tensor by its shape and first values."""
     value = detached(value)
-    text = repr(value)
+    text = "a huge number" if type(value) is int and abs(value) > 10**100 else repr(value)
     if isinstance(value, torch.Tensor):
         if value.numel() <= 16:
             text = f"{[_rounded(v) for v in value.tolist()] if value.ndim else _rounded(value.item())}"

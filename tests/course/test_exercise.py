@@ -113,7 +113,9 @@ def test_the_same_function_again_is_said_to_be_the_same(capsys):
     assert "very function of the last check" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer", [lambda x: x.numpy(), lambda x: np.float64(1), lambda x: x.bfloat16(), print])
+@pytest.mark.parametrize(
+    "answer", [lambda x: x.numpy(), lambda x: np.float64(1), lambda x: x.bfloat16(), lambda x: 10**9999, print]
+)
 def test_a_check_always_ends_in_a_card(answer, capsys):
     assert check("99.double", answer) is double
     assert "✗ 99.double" in capsys.readouterr().out

@@ -48,15 +48,18 @@ def times_6(x):
     return importlib.import_module("labkit.course.labs").find("98.times_6").reference(x)
 """
 FORGES = """
+import sys
+the_kernels_stdout = sys.stdout  # a function's own prints are caught
 def times_7(x):
-    import json, sys
+    import json
     frame = sys._getframe()
     while frame is not None:
         if "nonce" in frame.f_locals:
             nonce = frame.f_locals["nonce"]
             value = {"tensor": ["float32", [1], "AAAAAA=="]}
-            outcome = {"status": "value", "value": value, "error_type": "", "error": "", "changed_input": False}
-            print(nonce + json.dumps({"outcomes": [outcome] * 6}) + nonce)
+            outcome = {"status": "value", "value": value, "error_type": "", "error": "", "changed_input": False,
+                       "cuts_graph": False}
+            print(nonce + json.dumps({"outcomes": [outcome] * 6}) + nonce, file=the_kernels_stdout)
         frame = frame.f_back
     return x
 """

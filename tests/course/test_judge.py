@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from labkit.course.attempt import Case, Outcome, attempt, attempt_all, same
-from labkit.course.judge import Judge, Mistake, Verdict, difference
+from labkit.course.difference import difference
+from labkit.course.judge import Judge, Mistake, Verdict
 
 CASES = tuple(Case((torch.arange(1.0, n + 1),), label=f"{n} numbers") for n in (1, 2, 5))
 
@@ -196,6 +197,11 @@ def test_reference_must_return_plain_data():
         (torch.tensor([1, 2]), torch.tensor([1, 3]), False),
         (1.0, 1.000001, True),
         (1.1, 1.0, False),
+        (10**999, 1.0, False),
+        (10**999, 1, False),
+        (float("inf"), 1.0, False),
+        (float("inf"), float("inf"), True),
+        ({1: 1, "b": 1}, {"a": 1}, False),
     ],
 )
 def test_difference(got, expected, agree):
