@@ -36,6 +36,31 @@ def swiglu_outside(x_TD, w_gate_FD, w_up_FD, w_down_DF):
     return nnf.linear(z * torch.sigmoid(z), w_down_DF)
 
 
+def swiglu_as_tanh_geglu(x_TD, w_gate_FD, w_up_FD, w_down_DF):
+    z = nnf.linear(x_TD, w_gate_FD)
+    gate = z * 0.5 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3)))
+    return nnf.linear(gate * nnf.linear(x_TD, w_up_FD), w_down_DF)
+
+
+def swiglu_as_reglu(x_TD, w_gate_FD, w_up_FD, w_down_DF):
+    return nnf.linear(nnf.linear(x_TD, w_gate_FD).clamp(min=0) * nnf.linear(x_TD, w_up_FD), w_down_DF)
+
+
+def swiglu_silu_twice(x_TD, w_gate_FD, w_up_FD, w_down_DF):
+    gate, up = nnf.silu(nnf.linear(x_TD, torch.cat([w_gate_FD, w_up_FD]))).chunk(2, dim=-1)
+    return nnf.linear(gate * up, w_down_DF)
+
+
+def swiglu_with_skip(x_TD, w_gate_FD, w_up_FD, w_down_DF):
+    gate = nnf.linear(x_TD, w_gate_FD)
+    return nnf.linear(gate * gate.sigmoid() * nnf.linear(x_TD, w_up_FD), w_down_DF) + x_TD
+
+
+@torch.no_grad()
+def swiglu_without_gradients(x_TD, w_gate_FD, w_up_FD, w_down_DF):
+    return nnf.linear(nnf.silu(nnf.linear(x_TD, w_gate_FD)) * nnf.linear(x_TD, w_up_FD), w_down_DF)
+
+
 def swiglu_float32(x_TD, w_gate_FD, w_up_FD, w_down_DF):
     x, g, u, d = (t.to(torch.float32) for t in (x_TD, w_gate_FD, w_up_FD, w_down_DF))
     return nnf.linear(nnf.silu(nnf.linear(x, g)) * nnf.linear(x, u), d)
@@ -80,6 +105,16 @@ def counts_unguarded(topk_ids_TK, num_experts):
 
 def counts_only_known(topk_ids_TK, num_experts):
     return torch.stack([(topk_ids_TK == e).sum() for e in range(num_experts)])
+
+
+def counts_by_plain_index(topk_ids_TK, num_experts):
+    counts = [0] * num_experts
+    for row in topk_ids_TK.T.tolist():
+        for expert in row:
+            if expert >= num_experts:
+                raise ValueError("no such expert")
+            counts[expert] = 1
+    return torch.tensor(counts)
 
 
 def counts_by_histogram(topk_ids_TK, num_experts):
@@ -152,6 +187,42 @@ def dispatch_forgets_the_last(x_TD, topk_ids_TK, num_experts):
     values, order = torch.sort(flat, stable=True)
     ends = torch.searchsorted(values, torch.arange(int(flat.max()) + 1), right=True, out_int32=True)
     return x_TD[torch.div(order, topk_ids_TK.shape[1], rounding_mode="floor")], order, ends
+
+
+def dispatch_shuffled_ties(x_TD, topk_ids_TK, num_experts):
+    flat = topk_ids_TK.reshape(-1)
+    order = (flat * flat.numel() + torch.randperm(flat.numel())).argsort()
+    return x_TD[order // topk_ids_TK.shape[1]], order, _ends(topk_ids_TK, num_experts)
+
+
+def dispatch_keeps_values(x_TD, topk_ids_TK, num_experts):
+    order, _ = torch.sort(topk_ids_TK.reshape(-1))
+    return x_TD.index_select(0, order // topk_ids_TK.shape[1]), order, _ends(topk_ids_TK, num_experts)
+
+
+def dispatch_true_division(x_TD, topk_ids_TK, num_experts):
+    order = torch.argsort(topk_ids_TK.reshape(-1), stable=True)
+    return x_TD.index_select(0, order / topk_ids_TK.shape[1]), order, _ends(topk_ids_TK, num_experts)
+
+
+def dispatch_rows_unsorted(x_TD, topk_ids_TK, num_experts):
+    T, K = topk_ids_TK.shape
+    rows = x_TD[:, None].expand(T, K, x_TD.shape[1]).reshape(T * K, -1)
+    return rows, torch.argsort(topk_ids_TK.reshape(-1), stable=True), _ends(topk_ids_TK, num_experts)
+
+
+def dispatch_from_zero(x_TD, topk_ids_TK, num_experts):
+    x_ND, order, ends = dispatch_loop(x_TD, topk_ids_TK, num_experts)
+    return x_ND, order, nnf.pad(ends, (1, 0))
+
+
+def dispatch_inclusive(x_TD, topk_ids_TK, num_experts):
+    x_ND, order, ends = dispatch_loop(x_TD, topk_ids_TK, num_experts)
+    return x_ND, order, ends - 1
+
+
+def dispatch_detached(x_TD, topk_ids_TK, num_experts):
+    return dispatch_loop(x_TD.detach(), topk_ids_TK, num_experts)
 
 
 def dispatch_long_offsets(x_TD, topk_ids_TK, num_experts):
@@ -227,6 +298,37 @@ def combine_one_by_one(y_ND, order_N, topk_scores_TK):
     return out
 
 
+def combine_index_add_in_bfloat16(y_ND, order_N, topk_scores_TK):
+    T, K = topk_scores_TK.shape
+    weighted = y_ND * topk_scores_TK.flatten()[order_N, None].to(y_ND.dtype)
+    return y_ND.new_zeros(T, y_ND.shape[1]).float().index_add_(0, order_N // K, weighted.float()).to(y_ND.dtype)
+
+
+def combine_inverse_for_scores(y_ND, order_N, topk_scores_TK):
+    T, K = topk_scores_TK.shape
+    inverse = torch.empty_like(order_N)
+    inverse[order_N] = torch.arange(T * K)
+    weighted = y_ND.float() * topk_scores_TK.reshape(-1)[inverse].unsqueeze(1)
+    return torch.zeros(T, y_ND.shape[1]).index_add(0, order_N // K, weighted).to(y_ND.dtype)
+
+
+def combine_forgets_the_result(y_ND, order_N, topk_scores_TK):
+    T, K = topk_scores_TK.shape
+    weighted = y_ND.float() * topk_scores_TK.flatten()[order_N].unsqueeze(1)
+    out = torch.zeros(T, y_ND.shape[1], requires_grad=y_ND.requires_grad)
+    out.index_add(0, order_N // K, weighted)
+    return out.to(y_ND.dtype)
+
+
+def combine_after_softmax(y_ND, order_N, topk_scores_TK):
+    e = topk_scores_TK.exp()
+    return combine_inverse(y_ND, order_N, e / e.sum(dim=1, keepdim=True))
+
+
+def combine_detached(y_ND, order_N, topk_scores_TK):
+    return combine_inverse(y_ND.detach(), order_N, topk_scores_TK.detach())
+
+
 def combine_wide(y_ND, order_N, topk_scores_TK):
     T, K = topk_scores_TK.shape
     back = torch.empty(T * K, y_ND.shape[1])
@@ -271,6 +373,14 @@ def flops_short_router(T, D, F, E, K):
     return T * K * (2 * D + 6 * D * F)
 
 
+def flops_arguments_swapped(T, D, F, E, K):
+    return flops_listed(T, F, D, E, K)
+
+
+def flops_silu_too(T, D, F, E, K):
+    return flops_listed(T, D, F, E, K) + T * K * F
+
+
 def flops_per_token(T, D, F, E, K):
     return 2 * D * E + 6 * K * D * F
 
@@ -291,6 +401,11 @@ NEAR_MISSES = {
         (swiglu_as_geglu, "gelu_gate"),
         (swiglu_two_matrices, "no_up_branch"),
         (swiglu_outside, "activates_the_product"),
+        (swiglu_as_tanh_geglu, "tanh_gelu_gate"),
+        (swiglu_as_reglu, "relu_gate"),
+        (swiglu_silu_twice, "activates_both"),
+        (swiglu_with_skip, "adds_the_input"),
+        (swiglu_without_gradients, "cuts_graph"),
         (swiglu_float32, "wrong_dtype"),
     ],
     "02.tokens_per_expert": [
@@ -299,6 +414,7 @@ NEAR_MISSES = {
         (counts_of_the_best, "first_choice_only"),
         (counts_unguarded, "grows"),
         (counts_only_known, "drops_bad_ids"),
+        (counts_by_plain_index, "counted_once"),
         (counts_by_histogram, "wrong_dtype"),
     ],
     "02.dispatch_by_sort": [
@@ -309,6 +425,13 @@ NEAR_MISSES = {
         (dispatch_with_beginnings, "offsets_are_starts"),
         (dispatch_with_sizes, "counts_for_offsets"),
         (dispatch_forgets_the_last, "offsets_lose_empty_experts"),
+        (dispatch_shuffled_ties, "ties_in_another_order"),
+        (dispatch_keeps_values, "sorted_ids_as_order"),
+        (dispatch_true_division, "fractional_tokens"),
+        (dispatch_rows_unsorted, "rows_not_sorted"),
+        (dispatch_from_zero, "offsets_lead_with_zero"),
+        (dispatch_inclusive, "offsets_are_last_rows"),
+        (dispatch_detached, "cuts_graph"),
         (dispatch_long_offsets, "offsets_int64"),
     ],
     "02.combine": [
@@ -318,6 +441,11 @@ NEAR_MISSES = {
         (combine_permuting_again, "permuted_twice"),
         (combine_as_if_softmaxed, "renormalised"),
         (combine_one_by_one, "sums_in_bfloat16"),
+        (combine_index_add_in_bfloat16, "rounds_the_products"),
+        (combine_inverse_for_scores, "scores_by_inverse"),
+        (combine_forgets_the_result, "nothing_kept"),
+        (combine_after_softmax, "softmaxed"),
+        (combine_detached, "cuts_graph"),
         (combine_wide, "stays_in_float32"),
     ],
     "02.moe_flops": [
@@ -326,6 +454,8 @@ NEAR_MISSES = {
         (flops_as_macs, "multiply_adds"),
         (flops_without_gate, "two_matrices"),
         (flops_short_router, "router_over_k"),
+        (flops_arguments_swapped, "router_reads_f"),
+        (flops_silu_too, "counts_silu"),
         (flops_per_token, "one_token"),
     ],
 }

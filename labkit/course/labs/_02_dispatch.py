@@ -1,4 +1,4 @@
-"""Lab 02's exercises on moving tokens: count them, sort them by expert, bring them back."""
+"""Lab 02's exercises on the way to the experts: count the tokens of each, sort the tokens by expert."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from torch import Tensor
 
 from labkit.course.attempt import Case
 from labkit.course.exercise import Exercise
-from labkit.course.judge import Mistake
+from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _02_mistakes as wrong
 
 
-def _normal(seed: int, *shape: int) -> Tensor:
+def normal(seed: int, *shape: int) -> Tensor:
+    """Seeded normal values of this shape, float32."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def _choices(seed: int, T: int, E: int, K: int) -> Tensor:
+def choices(seed: int, T: int, E: int, K: int) -> Tensor:
     """K different experts for each of T tokens, in random order; int64 [T, K]."""
     return torch.rand(T, E, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :K]
 
@@ -31,13 +32,13 @@ def tokens_per_expert(topk_ids_TK: Tensor, num_experts: int) -> Tensor:
 
 
 def _counts_cases(seed: int) -> list[Case]:
-    unused_last = _choices(seed + 1, 4, 3, 2)
+    unused_last = choices(seed + 1, 4, 3, 2)
     return [
-        Case((_choices(seed, 2, 3, 3), 3), label="K = E: everyone gets every token"),
+        Case((choices(seed, 2, 3, 3), 3), label="K = E: everyone gets every token"),
         Case((unused_last, 5), label="the last two experts are not chosen"),
         Case((unused_last + 2, 5), label="the first two experts are not chosen"),
-        Case((_choices(seed + 2, 7, 4, 1), 4), label="K = 1"),
-        Case((_choices(seed + 3, 7, 64, 8), 64), label="64 experts, 8 active"),
+        Case((choices(seed + 2, 7, 4, 1), 4), label="K = 1"),
+        Case((choices(seed + 3, 7, 64, 8), 64), label="64 experts, 8 active"),
         Case((torch.zeros(0, 2, dtype=torch.int64), 4), label="no token at all"),
         Case((torch.tensor([[0, 1], [1, 3 + seed % 2]]), 3), label="an expert that does not exist: ValueError"),
     ]
@@ -60,6 +61,12 @@ TOKENS_PER_EXPERT = Exercise(
     ),
     mistakes=(
         Mistake(
+            "grows",
+            "An expert that does not exist made the result longer than E, without a word. `minlength` is a least "
+            "length. Whoever uses it has to look whether more came back.",
+            like=wrong.counts_grow,
+        ),
+        Mistake(
             "ends_at_the_largest_id",
             "The result has fewer entries than there are experts when the last ones are not chosen. On most batches "
             "it is right; on the first unlucky one, counts and weights no longer line up. Say how long it must be.",
@@ -75,6 +82,12 @@ TOKENS_PER_EXPERT = Exercise(
             "first_choice_only",
             "Only each token's first choice was counted: the counts add up to T, and should add up to T·K.",
             like=wrong.counts_first_choice,
+        ),
+        Mistake(
+            "counted_once",
+            "Every chosen expert has a one. `counts[ids] += 1` reads, adds and writes once for each entry, and where "
+            "an id stands twice the last write wins. You will meet this trap again in `combine`.",
+            like=wrong.counts_once,
         ),
         Mistake(
             "shares",
@@ -93,12 +106,6 @@ TOKENS_PER_EXPERT = Exercise(
             "tokens would get nothing. Refuse the input instead.",
             like=wrong.counts_dropped,
         ),
-        Mistake(
-            "grows",
-            "An expert that does not exist made the result longer than E, without a word. `minlength` is a least "
-            "length. Whoever uses it has to look whether more came back.",
-            like=wrong.counts_grow,
-        ),
     ),
 )
 
@@ -114,17 +121,43 @@ def dispatch_by_sort(x_TD: Tensor, topk_ids_TK: Tensor, num_experts: int) -> tup
 
 def _dispatch_cases(seed: int) -> list[Case]:
     def case(at: int, T: int, E: int, K: int, label: str = "", used: int | None = None) -> Case:
-        return Case((_normal(seed + at, T, 3), _choices(seed + at, T, used or E, K), E), label=label)
+        return Case((normal(seed + at, T, 3), choices(seed + at, T, used or E, K), E), label=label)
 
     return [
-        case(1, 1, 3, 2, label="one token"),
-        case(2, 4, 3, 2),
+        case(1, 2, 3, 2, label="two tokens"),
+        case(2, 1, 3, 2, label="one token"),
+        case(8, 4, 3, 2),
         case(3, 5, 4, 1, label="K = 1"),
         case(4, 3, 4, 4, label="K = E"),
         case(5, 7, 6, 2, label="the last two experts get nothing", used=4),
         case(6, 33, 8, 2),
-        Case((_normal(seed, 6, 3).bfloat16(), _choices(seed, 6, 8, 3), 8), label="bfloat16"),
+        Case((normal(seed, 6, 3).bfloat16(), choices(seed, 6, 8, 3), 8), label="bfloat16"),
+        Case((normal(seed, 4, 3), choices(seed + 7, 4, 5, 2), 5), label="gradients flow back", needs_grad=True),
     ]
+
+
+def _row_out_of_range(failure: Failure) -> bool:
+    """Indexing left the rows of x: what a pair's number does, being up to T·K − 1."""
+    return failure.outcome.error_type in ("IndexError", "RuntimeError") and "out of" in failure.outcome.error
+
+
+def _index_is_float(failure: Failure) -> bool:
+    words = ("must be long", "Expected dtype int", "should be Long")
+    return any(word in failure.outcome.error for word in words)
+
+
+def _right_but_for_ties(failure: Failure) -> bool:
+    """A permutation that sorts by expert, with the rows and offsets that belong to it, in another order than asked."""
+    x_TD, topk_ids_TK, _ = failure.case.args
+    rows, order_N, offsets_E = failure.got
+    sorted_ids = topk_ids_TK.flatten()[order_N]
+    return (
+        order_N.sort().values.equal(torch.arange(topk_ids_TK.numel()))
+        and bool((sorted_ids.diff() >= 0).all())
+        and rows.equal(x_TD[order_N // topk_ids_TK.shape[1]])
+        and offsets_E.equal(failure.expected[2])
+        and not order_N.equal(failure.expected[1])
+    )
 
 
 DISPATCH_BY_SORT = Exercise(
@@ -149,6 +182,7 @@ DISPATCH_BY_SORT = Exercise(
             "`order_N` numbers pairs, 0 to T·K − 1, and was used as if it numbered tokens. With K = 1 the two are "
             "the same, so this passes the easiest test and fails the next. Which token does pair n belong to?",
             like=wrong.dispatch_pairs_as_tokens,
+            when=_row_out_of_range,
         ),
         Mistake(
             "modulo_tokens",
@@ -180,6 +214,7 @@ DISPATCH_BY_SORT = Exercise(
             "The experts are in order, the tokens inside one expert are not. Results would still be right, but not "
             "reproducible to the last bit. A sort can be asked to keep ties as they came.",
             like=wrong.dispatch_ties_reversed,
+            when=_right_but_for_ties,
         ),
         Mistake(
             "descending",
@@ -191,6 +226,37 @@ DISPATCH_BY_SORT = Exercise(
             "The second result is the inverse permutation: where each pair went, instead of which pair came here. "
             "Both are useful and they are easily mixed up; position n must hold the pair that row n came from.",
             like=wrong.dispatch_inverse,
+        ),
+        Mistake(
+            "rows_not_sorted",
+            "Each token stands there K times, but still in the order of the pairs: `order_N` was computed and not "
+            "applied to the rows. The offsets would cut this list in the wrong places.",
+            like=wrong.dispatch_unsorted_rows,
+        ),
+        Mistake(
+            "sorted_ids_as_order",
+            "The second result holds the sorted expert ids. A sort gives values and where they came from; the values "
+            "say which expert a row belongs to, and you need the places.",
+            like=wrong.dispatch_sorted_ids,
+        ),
+        Mistake(
+            "fractional_tokens",
+            "`order_N / K` is a float, and a float cannot be an index: pair 3 of K = 2 is not token 1.5. Which "
+            "division gives whole numbers?",
+            like=wrong.dispatch_fractions,
+            when=_index_is_float,
+        ),
+        Mistake(
+            "offsets_lead_with_zero",
+            "There is one offset too many: a 0 stands in front. That is how sparse matrices are stored (both ends of "
+            "every slice); `grouped_mm` wants one end for each expert.",
+            like=wrong.dispatch_leading_zero,
+        ),
+        Mistake(
+            "offsets_are_last_rows",
+            "Each offset is one too small: it names the last row of the slice. As in Python's own slices, the end is "
+            "the first row that no longer belongs to it.",
+            like=wrong.dispatch_last_rows,
         ),
         Mistake(
             "offsets_are_starts",
@@ -214,110 +280,6 @@ DISPATCH_BY_SORT = Exercise(
             "offsets_int64",
             "The values are right, in 64 bits. `grouped_mm` takes int32 offsets only.",
             like=wrong.dispatch_wide_offsets,
-        ),
-    ),
-)
-
-# ----------------------------------------------------------------------------------------------------------- combine
-
-
-def combine(y_ND: Tensor, order_N: Tensor, topk_scores_TK: Tensor) -> Tensor:
-    T, K = topk_scores_TK.shape
-    weighted_ND = y_ND.float() * topk_scores_TK.flatten()[order_N, None]
-    out_TD = y_ND.new_zeros(T, y_ND.shape[1], dtype=torch.float32)
-    return out_TD.index_add(0, order_N // K, weighted_ND).to(y_ND.dtype)
-
-
-def _combine_cases(seed: int) -> list[Case]:
-    def case(at: int, T: int, E: int, K: int, label: str = "") -> Case:
-        order_N = _choices(seed + at, T, E, K).flatten().argsort(stable=True)
-        scores_TK = _normal(seed + at + 1, T, K).sigmoid()
-        return Case((_normal(seed + at, T * K, 3), order_N, scores_TK), label=label)
-
-    big_and_small = torch.tensor([[256.0, 1.0]] + [[1.0, 1.0]] * 8).bfloat16()
-    return [
-        case(10, 1, 3, 2, label="one token, scores that do not sum to one"),
-        case(20, 3, 4, 2),
-        case(30, 5, 4, 1, label="K = 1, and a score below one"),
-        case(40, 3, 4, 4, label="K = E"),
-        case(50, 16, 64, 8, label="64 experts, 8 active"),
-        Case((big_and_small, torch.arange(9), torch.ones(1, 9)), label="bfloat16: 256 and eight ones"),
-    ]
-
-
-COMBINE = Exercise(
-    id="02.combine",
-    title="Bring the outputs back and add them up",
-    difficulty=2,
-    minutes=15,
-    points=3,
-    reference=combine,
-    cases=_combine_cases,
-    hints=(
-        "Row n is the answer to pair order_N[n]. Two things are needed from that pair: its score, and its token.",
-        "Scores: flatten [T, K] and index it with order_N. Then add each row to its token; a token occurs K times, "
-        "so this must be an operation that adds repeated indices (index_add), in float32.",
-        "weighted = y_ND.float() * topk_scores_TK.flatten()[order_N, None]; float32 zeros [T, D] (on y_ND's device) "
-        ".index_add(0, order_N // K, weighted), back in y_ND's dtype.",
-    ),
-    mistakes=(
-        Mistake(
-            "duplicates_lost",
-            "Each token kept one of its K outputs. `out[token] += y` reads, adds and writes once for each entry, and "
-            "where a token is named twice, the last write wins. Nothing warns. Use an operation that accumulates.",
-            like=wrong.combine_overwrites,
-        ),
-        Mistake(
-            "scores_not_sorted",
-            "Every row was multiplied by a score, but by another pair's. The rows are sorted by expert and the "
-            "scores are still in token order: send them through the same permutation.",
-            like=wrong.combine_unsorted_scores,
-        ),
-        Mistake(
-            "unweighted",
-            "The outputs were added without their scores. Then the router gets no gradient and never learns.",
-            like=wrong.combine_unweighted,
-        ),
-        Mistake(
-            "averaged",
-            "The sum was divided by K. The scores already weigh the outputs; a second average makes the layer K "
-            "times too quiet.",
-            like=wrong.combine_mean,
-        ),
-        Mistake(
-            "renormalised",
-            "The scores were made to sum to one here. That is the router's decision, and OLMoE's router decides "
-            "against it. Take the scores as they come.",
-            like=wrong.combine_renormalised,
-        ),
-        Mistake(
-            "permuted_twice",
-            "The rows were permuted with `order_N` once more. Indexing with a permutation applies it; going back "
-            "needs its inverse.",
-            like=wrong.combine_permuted_twice,
-        ),
-        Mistake(
-            "still_sorted",
-            "The rows were taken as if they stood in token order. They are sorted by expert; only with one token "
-            "does it not matter.",
-            like=wrong.combine_not_undone,
-        ),
-        Mistake(
-            "modulo_tokens",
-            "Rows went to token n % T. Pair n of the flattened [T, K] belongs to token n // K.",
-            like=wrong.combine_modulo,
-        ),
-        Mistake(
-            "sums_in_bfloat16",
-            "In bfloat16, 256 + 1 is 256: eight small outputs vanish one by one beside a large one. Add in float32 "
-            "and round once, at the end.",
-            like=wrong.combine_narrow,
-        ),
-        Mistake(
-            "stays_in_float32",
-            "The sum is right and came back in float32 where the outputs were bfloat16. The next layer would run in "
-            "another precision, or crash.",
-            like=wrong.combine_stays_float32,
         ),
     ),
 )

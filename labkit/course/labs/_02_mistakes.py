@@ -21,6 +21,22 @@ def swiglu_gelu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return (nnf.gelu(x @ gate.T) * (x @ up.T)) @ down.T
 
 
+def swiglu_tanh_gelu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return (nnf.gelu(x @ gate.T, approximate="tanh") * (x @ up.T)) @ down.T
+
+
+def swiglu_relu(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return ((x @ gate.T).relu() * (x @ up.T)) @ down.T
+
+
+def swiglu_both(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return (nnf.silu(x @ gate.T) * nnf.silu(x @ up.T)) @ down.T
+
+
+def swiglu_residual(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
+    return x + (nnf.silu(x @ gate.T) * (x @ up.T)) @ down.T
+
+
 def swiglu_no_up(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
     return nnf.silu(x @ gate.T) @ down.T
 
@@ -59,6 +75,13 @@ def counts_skip_empty(topk_ids: Tensor, num_experts: int) -> Tensor:
 
 def counts_first_choice(topk_ids: Tensor, num_experts: int) -> Tensor:
     return torch.bincount(topk_ids[:, 0], minlength=num_experts)
+
+
+def counts_once(topk_ids: Tensor, num_experts: int) -> Tensor:
+    _need_in_range(topk_ids, num_experts)
+    counts = torch.zeros(num_experts, dtype=torch.int64)
+    counts[topk_ids.flatten()] += 1
+    return counts
 
 
 def counts_shares(topk_ids: Tensor, num_experts: int) -> Tensor:
@@ -144,6 +167,32 @@ def dispatch_short(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tenso
     return rows, order, torch.bincount(ids).cumsum(0).int()
 
 
+def dispatch_leading_zero(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, order, ids = _right_rows(x, topk_ids)
+    ends = torch.bincount(ids, minlength=num_experts).cumsum(0).int()
+    return rows, order, torch.cat([ends.new_zeros(1), ends])
+
+
+def dispatch_last_rows(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    rows, order, ids = _right_rows(x, topk_ids)
+    return rows, order, (torch.bincount(ids, minlength=num_experts).cumsum(0) - 1).int()
+
+
+def dispatch_unsorted_rows(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = topk_ids.flatten().argsort(stable=True)
+    return x.repeat_interleave(topk_ids.shape[1], 0), order, _offsets(topk_ids, num_experts)
+
+
+def dispatch_sorted_ids(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = topk_ids.flatten().sort(stable=True).values
+    return x[order // topk_ids.shape[1]], order, _offsets(topk_ids, num_experts)
+
+
+def dispatch_fractions(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
+    order = topk_ids.flatten().argsort(stable=True)
+    return x[order / topk_ids.shape[1]], order, _offsets(topk_ids, num_experts)
+
+
 def dispatch_wide_offsets(x: Tensor, topk_ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, order, ids = _right_rows(x, topk_ids)
     return rows, order, torch.bincount(ids, minlength=num_experts).cumsum(0)
@@ -199,6 +248,26 @@ def combine_narrow(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
     return out
 
 
+def combine_rounded_products(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
+    out = torch.zeros(topk_scores.shape[0], y.shape[1])
+    weighted = (y.float() * topk_scores.flatten()[order, None]).to(y.dtype)
+    return out.index_add(0, order // topk_scores.shape[1], weighted.float()).to(y.dtype)
+
+
+def combine_inverse_scores(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
+    out = torch.zeros(topk_scores.shape[0], y.shape[1])
+    scores = topk_scores.flatten()[order.argsort(), None]
+    return out.index_add(0, order // topk_scores.shape[1], y.float() * scores).to(y.dtype)
+
+
+def combine_nothing_kept(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
+    return y.new_zeros(topk_scores.shape[0], y.shape[1])
+
+
+def combine_softmaxed(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
+    return _right_sum(y, order, topk_scores.softmax(dim=1)).to(y.dtype)
+
+
 def combine_stays_float32(y: Tensor, order: Tensor, topk_scores: Tensor) -> Tensor:
     return _right_sum(y, order, topk_scores)
 
@@ -229,6 +298,14 @@ def flops_two_matrices(T: int, D: int, F: int, E: int, K: int) -> int:
 
 def flops_router_k(T: int, D: int, F: int, E: int, K: int) -> int:
     return 2 * T * D * K + T * K * 6 * D * F
+
+
+def flops_swapped_widths(T: int, D: int, F: int, E: int, K: int) -> int:
+    return 2 * T * F * E + T * K * 6 * D * F
+
+
+def flops_with_silu(T: int, D: int, F: int, E: int, K: int) -> int:
+    return 2 * T * D * E + T * K * (6 * D * F + F)
 
 
 def flops_one_token(T: int, D: int, F: int, E: int, K: int) -> int:

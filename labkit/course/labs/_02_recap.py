@@ -42,7 +42,7 @@ QUESTIONS = (
         (
             Choice(
                 "A token stands K times in `token`, and plain indexed assignment keeps one of the writes.",
-                "Yes: index_add adds every one of them. Nothing warns; the output is just too small.",
+                "Yes: index_add adds every one of them. Nothing warns; the terms are missing.",
                 right=True,
             ),
             Choice("Floating-point sums depend on the order.", "They do, in the last digits. This loses whole terms."),

@@ -1,7 +1,7 @@
 """Lab 02: dispatch, compute, combine. Its exercises, what each is tested on, and the words for each mistake.
 
-The exercises on moving tokens live in `_02_dispatch`, the mistaken implementations in `_02_mistakes`, the oracles in
-`_02_oracles` and the recap in `_02_recap`.
+The exercises on moving tokens live in `_02_dispatch` and `_02_combine`, the mistaken implementations in
+`_02_mistakes`, the oracles in `_02_oracles` and the recap in `_02_recap`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from labkit.course.judge import Mistake
 from labkit.course.labs import Lab
 from labkit.course.labs import _02_mistakes as wrong
 from labkit.course.labs import _02_oracles as theirs
-from labkit.course.labs._02_dispatch import COMBINE, DISPATCH_BY_SORT, TOKENS_PER_EXPERT
+from labkit.course.labs._02_combine import COMBINE
+from labkit.course.labs._02_dispatch import DISPATCH_BY_SORT, TOKENS_PER_EXPERT
 from labkit.course.labs._02_recap import QUESTIONS
 
 
@@ -46,6 +47,7 @@ def _swiglu_cases(seed: int) -> list[Case]:
         Case(_expert(seed + 40, (2, 3), 4, 6), label="a batch of sequences"),
         Case(_expert(seed + 50, (5,), 4, 6, scale=6.0), label="large activations"),
         Case(_expert(seed + 60, (5,), 4, 6, dtype=torch.float64), label="float64 stays float64"),
+        Case(_expert(seed + 70, (3,), 4, 6), label="gradients flow back", needs_grad=True),
     ]
 
 
@@ -78,9 +80,33 @@ SWIGLU_EXPERT = Exercise(
         ),
         Mistake(
             "gelu_gate",
-            "The gate is GELU: that is GEGLU, a sister of SwiGLU. The curves look alike, and the outputs differ by a "
-            "few per cent: enough to spoil a checkpoint, too little to notice in a plot.",
+            "The gate is GELU: that is GEGLU, a sister of SwiGLU. GELU and SiLU are similar in shape, so nothing looks "
+            "wrong; weights trained with one gate still need that gate.",
             like=wrong.swiglu_gelu,
+        ),
+        Mistake(
+            "tanh_gelu_gate",
+            "The gate is the tanh approximation of GELU. Some models do use it, as GEGLU; SwiGLU's gate is SiLU, z "
+            "times its own sigmoid.",
+            like=wrong.swiglu_tanh_gelu,
+        ),
+        Mistake(
+            "relu_gate",
+            "The gate is ReLU: that is ReGLU. It shuts off everything below zero; SiLU lets a little through there, "
+            "and has a gradient with which to come back.",
+            like=wrong.swiglu_relu,
+        ),
+        Mistake(
+            "activates_both",
+            "SiLU was applied to both branches. One branch opens and closes, the other carries the values; it stays "
+            "linear.",
+            like=wrong.swiglu_both,
+        ),
+        Mistake(
+            "adds_the_input",
+            "The token was added to its own output. That residual connection exists in the model, but around the "
+            "whole layer, once; inside an expert it would be added K times, weighted by scores.",
+            like=wrong.swiglu_residual,
         ),
         Mistake(
             "no_up_branch",
@@ -120,7 +146,7 @@ def moe_flops(T: int, D: int, F: int, E: int, K: int) -> int:
 
 def _flops_cases(seed: int) -> list[Case]:
     return [
-        Case((1, 2, 3, 3, 1), label="one token"),
+        Case((1, 2, 5, 3, 1), label="one token"),
         Case((5 + seed % 7, 8, 6, 4, 2)),
         Case((3, 4, 8, 4, 4), label="K = E: the dense layer, and a router"),
         Case((7, 8, 4, 16, 3), label="narrow experts: the router shows"),
@@ -172,6 +198,18 @@ MOE_FLOPS = Exercise(
             "router_over_k",
             "The router was charged for K experts. It has to score all E before it knows which K are best.",
             like=wrong.flops_router_k,
+        ),
+        Mistake(
+            "router_reads_f",
+            "The router was charged for tokens of width F. It looks at the token as it enters the layer, which is D "
+            "wide. Or D and F were taken in the other order; the experts would not show that.",
+            like=wrong.flops_swapped_widths,
+        ),
+        Mistake(
+            "counts_silu",
+            "SiLU and the product of the branches were counted too. They are real work, F values a visit, but the "
+            "question (and torch's counter) takes matrix products only.",
+            like=wrong.flops_with_silu,
         ),
         Mistake(
             "one_token",
