@@ -196,7 +196,7 @@ for name in ("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v3", "mixtral-8x7b"):
 
 # %% [markdown]
 # The same three matrices to scale. $W_\mathrm{down}$ is $D$ wide and $F$ high, and the other two lie on their side
-# ($F$ wide, $D$ high); the picture sets all three upright, so that their sizes can be compared.
+# ($F$ wide, $D$ high); the picture turns them the same way round, so that sizes can be compared.
 
 # %% jupyter={"source_hidden": true}
 with style.use():
@@ -353,8 +353,8 @@ print("experts reached: ", *(f"{count:3}" for count in awake.values()))
 print("if uniform:      ", *(f"{cost.expected_experts(small, tokens):3.0f}" for tokens in awake))
 
 # %% [markdown]
-# One token wakes eight experts, exactly. From there on it is one draw of an untrained router: two or three experts more
-# or less than the formula is chance. (A *trained* router has favourites, and lab 07 measures them.) Now your prediction
+# One token wakes eight experts, exactly. From there on it is one draw of an untrained router, and a few experts more or
+# less than the formula are chance. (A *trained* router has favourites, and lab 07 measures them.) Now your prediction
 # for sixteen, and the curve:
 
 # %%
@@ -681,8 +681,8 @@ display(ledger())
 # **What counts as holding?** Before anything is measured, `data/claims.yaml` fixes for each claim what is measured,
 # in which unit, and the bound. A measurement is a value, mostly with an interval from several runs, and *a condition*:
 # on which model, shape and hardware. If the whole interval meets the bound, the claim **holds** there; if none of it
-# does, it **does not hold**; if only some of it, it is **undecided**. When conditions disagree, the ledger says so:
-# **holds under these conditions**.
+# does, it **does not hold**; if only some of it, it is **undecided**. When conditions disagree, the ledger says under
+# how many of them the claim holds.
 
 # %% [markdown]
 # This lab audits claim 6, about hardware. These are its three measures:
@@ -926,8 +926,8 @@ recap("00")
 # %% [markdown]
 # ## Claim verdicts
 #
-# **Claim 6, hardware: holds under these conditions.** The same sentence of the guide is true, false and undecided in
-# the picture above, and what separates them is what it leaves out. In short:
+# **Claim 6, hardware: holds under some conditions only.** The same claim is true, false and undecided in the picture
+# above, and what separates the three is what it leaves out. In short:
 #
 # - *16 GB with checkpointing*: not for training the parameters of a 7B model, in none of the four ways. (Adapters on
 #   frozen 4-bit weights fit, which is another task.)

@@ -181,10 +181,12 @@ def prediction_line(
     high: float,
     unit: str = "",
     spread: float | tuple[float, float] | None = 0.0,
+    how: str = "measured",
 ) -> Picture:
     """A number line from low to high: the learner's guess if there is one, and the measurement with its spread.
 
     Args:
+        how: the word beside the number, such as "calculated".
         spread: how far the measurement may be off on either side, or the interval (lowest, highest) around it.
     """
     below, above = spread if isinstance(spread, tuple) else (measured - (spread or 0), measured + (spread or 0))
@@ -200,7 +202,7 @@ def prediction_line(
         if guess is not None:
             ax.plot(guess, 0, "o", color=PALETTE[5], markersize=12, markerfacecolor="none", markeredgewidth=2.5)
             _flag(ax, guess, f"you said {guess:.4g}", 16, PALETTE[5])
-        _flag(ax, measured, f"measured {measured:.4g}{range_}", -26, PALETTE[0])
+        _flag(ax, measured, f"{how} {measured:.4g}{range_}", -26, PALETTE[0])
         if low > 0 and min(values) > 0 and max(values) / min(values) > 100:
             ax.set_xscale("log")
             ax.set_xlim(min(values) / 1.2, max(values) * 1.2)
@@ -211,7 +213,7 @@ def prediction_line(
         ax.axhline(0, color="#999999", linewidth=1, zorder=0)
         ax.spines["left"].set_visible(False)
     said = "No prediction" if guess is None else f"You said {guess:.4g} {unit}".rstrip()
-    figure.alt = f"{said}; measured {measured:.4g} {unit}".rstrip() + f"{range_}."
+    figure.alt = f"{said}; {how} {measured:.4g} {unit}".rstrip() + f"{range_}."
     return figure
 
 

@@ -46,6 +46,8 @@ def memory_stack(
 ) -> Picture:
     """Stacked bars of memory in GB (10⁹ bytes), one bar a plan, with a line where the memory ends.
 
+    Totals stand beside the names, where no line crosses them.
+
     Args:
         breakdowns: from a plan's name to its parts, name to bytes; eight parts at most. A part has one colour in all
             bars, and those of `PART_COLORS` in all figures.
@@ -64,13 +66,10 @@ def memory_stack(
             width = np.array([plan.get(part, 0) / GB for plan in breakdowns.values()])
             ax.barh(list(breakdowns), width, left=left, color=color, height=0.6, label=part)
             left += width
-        for row, total in enumerate(left):
-            ax.annotate(
-                f"{total:,.1f}", (total, row), xytext=(6, 0), textcoords="offset points", va="center",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-            )  # fmt: skip
+        names = [f"{name}   {total:,.1f} GB" for name, total in zip(breakdowns, left, strict=True)]
+        ax.set_yticks(range(len(names)), names)
         lines = _lines(ax, limit, limit_name, usable)
-        ax.set(xlabel="memory (GB, 10⁹ bytes)", xlim=(0, 1.15 * max(*left, (limit or 0) / GB)))
+        ax.set(xlabel="memory (GB, 10⁹ bytes)", xlim=(0, 1.05 * max(*left, (limit or 0) / GB)))
         ax.invert_yaxis()
         ax.grid(axis="x")
         ax.grid(False, axis="y")

@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from labkit.core.config import ModelConfig
+from labkit.core.cost import fits, inference_memory
+from labkit.core.presets import PRESETS
 from labkit.core.runtime import data_path
 from labkit.course import labs
 from labkit.course.claims import claims
+from labkit.show.widgets.planner import CONTEXTS, plan
 
 PARTS = yaml.safe_load(data_path("curriculum.yaml").read_text("utf-8"))
 MAP = {lab["number"]: lab for part in PARTS for lab in part["labs"]}
@@ -63,3 +67,38 @@ def test_no_last_hint_is_the_solution():
     for exercise in labs.lab("00").exercises:
         assert "return" not in exercise.hints[-1]
         assert "math.ceil(" not in exercise.hints[-1]
+
+
+DENSE = ModelConfig(
+    name="dense 7B", vocab_size=32_000, num_layers=32, d_model=4096, num_heads=32, num_kv_heads=32, head_dim=128,
+    moe=None, num_dense_layers=32, d_dense=11_008,
+)  # fmt: skip
+
+
+def test_answers_to_the_planner_questions():
+    plans = [plan(model, "A100-80GB") for model in PRESETS]
+    assert max((p for p in plans if p.serve_fit), key=lambda p: p.params).model == "qwen3-30b-a3b"
+    larger = [p for p in plans if p.params > PRESETS_PARAMS["qwen3-30b-a3b"]]
+    assert min(larger, key=lambda p: p.params).model == "mixtral-8x7b"
+    assert fitting(8) == (False, True)
+    assert fitting(7) == (False, False)
+    assert fitting(9) == (True, True)
+    outgrown = [c for c in CONTEXTS for s in [plan("olmoe-1b-7b", "T4", context=c).serving] if s.kv_cache > s.weights]
+    assert outgrown[0] == 131_072
+
+
+PRESETS_PARAMS = {name: plan(name, "T4").params for name in PRESETS}
+
+
+def fitting(count: int) -> tuple[bool, bool]:
+    each = (plan("olmoe-1b-7b", "T4", count=count, checkpointing=way).train_fit for way in (False, True))
+    return tuple(bool(fit) for fit in each)
+
+
+def test_last_recap_question_says_what_the_arithmetic_says():
+    def served(model: ModelConfig, bits: int) -> bool:
+        return bool(fits(inference_memory(model, 1, 4096, bits).total, "T4"))
+
+    assert not served(DENSE, 16)
+    assert served(DENSE, 4)
+    assert served(PRESETS["olmoe-1b-7b"], 16)

@@ -85,6 +85,11 @@ def test_bars_show_the_median_not_the_mean():
     assert widths == [2.0, 3.0]
 
 
+def test_prediction_line_says_how_the_number_came_about():
+    assert "calculated 3 ms" in figures.prediction_line(2, 3, 0, 10, "ms", how="calculated").alt
+    assert "measured 3 ms" in ALL["prediction_line"]().alt
+
+
 def test_a_part_of_memory_has_its_colour_in_every_figure():
     def colors(plan):
         axes = figures.memory_stack({"plan": dict.fromkeys(plan, 1e9)}).axes[0]
