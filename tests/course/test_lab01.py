@@ -84,3 +84,46 @@ def test_every_mistake_is_found_in_its_own_implementation():
         for mistake in exercise.mistakes:
             if mistake.like is not None:
                 assert exercise.test(mistake.like).diagnosis == mistake.name
+
+
+def plus(epsilon):
+    """Weights with this much in the denominator."""
+
+    def renormalise(topk_scores, norm_topk=True, route_scale=1.0):
+        divisor = topk_scores.sum(-1, keepdim=True) + epsilon if norm_topk else 1.0
+        return topk_scores / divisor * route_scale
+
+    return renormalise
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 1e-6, 1e-9, 1e-12])
+def test_an_epsilon_that_shows_is_named(epsilon):
+    assert EXERCISES["renormalise"].test(plus(epsilon)).diagnosis == "epsilon_too_big"
+
+
+def test_an_epsilon_that_does_not_show_passes_and_a_mean_is_no_epsilon():
+    exercise = EXERCISES["renormalise"]
+    assert exercise.test(plus(1e-25)).passed
+    assert exercise.test(lambda s, norm=True, scale=1.0: (s / s.shape[-1] if norm else s) * scale).diagnosis == (
+        "wrong_values"
+    )
+
+
+def test_overflow_is_named_in_whatever_families_it_happens():
+    def sigmoid_too(logits, score_fn="softmax"):
+        z = logits.float()
+        return z.exp() / (1 + z.exp()) if score_fn == "sigmoid" else EXERCISES["scores"].reference(logits, score_fn)
+
+    assert EXERCISES["scores"].test(sigmoid_too).diagnosis == "overflows"
+
+
+def test_the_first_selection_tells_every_mistake_from_the_right_answer_and_from_each_other():
+    exercise = EXERCISES["select_with_bias"]
+    first = exercise.inputs((0,))[0].args
+    seen = {}
+    for mistake in exercise.mistakes:
+        ids, chosen = mistake.like(first[0].clone(), *first[1:])
+        seen.setdefault(str((ids.tolist(), chosen.tolist())), []).append(mistake.name)
+    right_ids, right_chosen = exercise.reference(*first)
+    assert str((right_ids.tolist(), right_chosen.tolist())) not in seen
+    assert sorted(names for names in seen.values() if len(names) > 1) == [["biased_weights", "bias_in_place"]]

@@ -44,6 +44,9 @@ def scores_cases(seed: int) -> list[Case]:
         cases.append(Case((_normal(seed + 1, 2, 3, 5), fn), label=f"a batch of sequences, {fn}"))
         cases.append(Case((_normal(seed + 2, 3, 6).bfloat16(), fn), label=f"bfloat16, {fn}"))
         cases.append(Case((_normal(seed + 3, 4, 6, scale=200.0) + 300, fn), label=f"big logits, {fn}"))
+        cases.append(Case((_normal(seed + 4, 3, 5), fn), label=f"gradients flow back, {fn}", needs_grad=True))
+    apart = torch.tensor([[0.0], [-300.0], [-600.0]])
+    cases.append(Case((_normal(seed + 5, 3, 5) + apart,), label="tokens whose logits lie far apart, softmax"))
     cases.append(Case((_normal(seed, 1, 4), "hardmax"), label="an unknown name: ValueError"))
     return cases
 
@@ -61,6 +64,7 @@ def top_k_cases(seed: int) -> list[Case]:
         Case((_fractions(seed + 3, 2, 3, 6), 2), label="a batch of sequences"),
         Case((_distinct(seed + 4, 4, 5), 3), label="negative scores too: raw logits, as GPT-OSS ranks them"),
         Case((_distinct(seed + 5, 3, 6, dtype=torch.bfloat16), 2), label="bfloat16 stays bfloat16"),
+        Case((_fractions(seed + 6, 3, 5), 2), label="gradients flow back", needs_grad=True),
     ]
 
 
@@ -71,7 +75,7 @@ def renormalise(topk_scores: Tensor, norm_topk: bool = True, route_scale: float 
 
 
 def renormalise_cases(seed: int) -> list[Case]:
-    tiny = _fractions(seed + 4, 3, 4) * 1e-8
+    tiny = _fractions(seed + 4, 3, 4) * 1e-10
     return [
         Case((_fractions(seed, 1, 2),), label="one token"),
         Case((_fractions(seed + 1, 3, 2), False), label="not renormalised"),
@@ -81,6 +85,8 @@ def renormalise_cases(seed: int) -> list[Case]:
         Case((tiny,), label="tiny scores"),
         Case((torch.cat([tiny[:, :2], torch.zeros(1, 2)]),), label="one token's scores have all underflowed to zero"),
         Case((_fractions(seed + 5, 4, 1),), label="K = 1"),
+        Case((_fractions(seed + 6, 3, 2),), label="gradients flow back", needs_grad=True),
+        Case((_fractions(seed + 7, 3, 2), False), label="gradients flow back, not renormalised", needs_grad=True),
     ]
 
 
@@ -92,14 +98,20 @@ def select_with_bias(scores: Tensor, bias_E: Tensor, k: int) -> tuple[Tensor, Te
 def select_cases(seed: int) -> list[Case]:
     strong = torch.zeros(6)
     strong[3] = 2.0
+    telling = (torch.tensor([[0.6, 0.3, 0.1, 0.5, 0.4]]), torch.tensor([0.02, 0.5, -0.6, 0.05, -0.1]), 3)
     return [
-        Case((torch.tensor([[0.6, 0.3, 0.1]]), torch.tensor([0.0, 0.0, 0.4]), 2), label="one token"),
+        Case(telling, label="one token"),
         Case((_fractions(seed + 1, 7, 5), torch.zeros(5), 2), label="no bias"),
         Case((_fractions(seed + 2, 5, 6), _normal(seed + 3, 6, scale=0.3), 3)),
         Case((_fractions(seed + 4, 4, 6), strong, 1), label="one expert favoured by all, K = 1"),
         Case((_fractions(seed + 5, 3, 4), _normal(seed + 6, 4, scale=0.3), 4), label="K = E: only the order moves"),
         Case((_fractions(seed + 7, 2, 3, 6), _normal(seed + 8, 6, scale=0.3), 2), label="a batch of sequences"),
         Case((_fractions(seed + 9, 5, 4), torch.tensor([0.0, -9.0, 0.0, 0.0]), 2), label="one expert shut out"),
+        Case(
+            (_fractions(seed + 11, 3, 5), _normal(seed + 12, 5, scale=0.3), 2),
+            label="gradients flow back",
+            needs_grad=True,
+        ),
     ]
 
 
@@ -116,5 +128,6 @@ def k_one_cases(seed: int) -> list[Case]:
     cases = []
     for i, (T, E, D) in enumerate(((1, 3, 2), (7, 4, 5))):
         args = (_normal(seed + i, T, E), _normal(seed + 5 + i, T, E, D, scale=2.0), _normal(seed + 9 + i, T, D))
-        cases += [Case((*args, flag), label=f"{T} tokens, norm_topk={flag}") for flag in (False, True)]
+        count = "one token" if T == 1 else f"{T} tokens"
+        cases += [Case((*args, flag), label=f"{count}, norm_topk={flag}") for flag in (False, True)]
     return cases
