@@ -77,6 +77,19 @@ def test_token_changes_the_decision_and_uses_the_routers_own_answer():
     assert set(calls) == {((1, 8), torch.float32)}
 
 
+def test_starts_on_the_token_it_is_told_and_takes_its_favourite_in_hand():
+    m = microscope(record(), SIGMOID, tokens=[2, 0, 1], token=2)
+    assert m.view["logits"] == record().logits_TE[1].tolist()
+    assert m.expert == m.chosen[0] == int(record().topk_ids_TK[1, 0])
+    assert m.expert != microscope(record(), SIGMOID).expert
+
+
+def test_low_scores_keep_two_digits_in_words():
+    low = Routing.of(torch.tensor([[-6.0, -7.0]]), torch.tensor([[0]]), torch.tensor([[1.0]]))
+    note = microscope(low, SIGMOID.replace(num_experts=2, top_k=1)).view["note"]
+    assert "score 0.0025 + bias +0.00 = 0.0025" in note
+
+
 def test_a_router_that_breaks_later_is_shown_and_the_widget_lives_on():
     def fragile(logits_TE, bias_E):
         if bias_E.abs().sum() > 0:
@@ -129,6 +142,8 @@ def bad_shape(logits_TE, bias_E):
         (lambda: microscope(record(), None), "MoEConfig"),
         (lambda: decide_as("softmax"), "MoEConfig"),
         (lambda: setattr(microscope(record(), SIGMOID), "token", 3), "give 0 to 2"),
+        (lambda: microscope(record(), SIGMOID, token=3), "token is 3; give 0 to 2"),
+        (lambda: microscope(record(), SIGMOID, token=-1), "token is -1; give 0 to 2"),
         (lambda: setattr(microscope(record(), SIGMOID), "step", 5), "give 1 to 4"),
         (lambda: setattr(microscope(record(), SIGMOID), "expert", 8), "give 0 to 7"),
         (lambda: setattr(microscope(record(), SIGMOID), "bias", [float("nan")] * 8), "finite"),

@@ -46,6 +46,7 @@ function el(name, attrs = {}, parent = null, text = null) {
 
 const set = (node, attrs) => { for (const [k, v] of Object.entries(attrs)) node.setAttribute(k, v); };
 const clamp = (x, limit) => Math.max(-limit, Math.min(limit, Math.round(x * 100) / 100));
+const places = (x) => (x === 0 || Math.abs(x) >= 0.0995 ? x.toFixed(2) : Math.abs(x) < 5e-4 ? x.toExponential(1) : x.toPrecision(2));
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
 
 function ticks(low, high) {
@@ -225,7 +226,7 @@ function render({ model, el: host }) {
       if (p.ghosts && on) box(c.ghost, 0, p.ghosts[e]);
       else c.ghost.setAttribute("visibility", "hidden");
       const top = Math.max(p.base[e], p.tops[e], 0);
-      c.value.textContent = E > 16 ? (on ? "✓" : "") : step < 4 || on ? p.tops[e].toFixed(2).replace("-", "−") : "";
+      c.value.textContent = E > 16 ? (on ? "✓" : "") : step < 4 || on ? places(p.tops[e]).replace(/-/g, "−") : "";
       c.value.setAttribute("y", y(top) - 5);
       c.name.textContent = on && E <= 16 ? `✓ ${e}` : e % every === 0 ? e : "";
       c.name.setAttribute("font-weight", on && E <= 16 ? 700 : 400);

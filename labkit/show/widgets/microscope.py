@@ -73,6 +73,7 @@ class Microscope(LabWidget):
         routing: the record whose logits are looked at; its first 24 tokens can be picked, or those you name.
         decide: from (logits_TE, bias_E) to (scores_TE, topk_ids_TK, topk_scores_TK), each for T = 1 here: your router.
         tokens: which rows of the record can be picked.
+        token: the one to start on, a position in `tokens`.
         bias: the starting expert_bias_E, E numbers; zeros if not given.
         bias_step: what one press of an arrow key changes a bias by; with Shift five times as much.
         score_name: what the scores are called on the axis, such as "sigmoid score".
@@ -101,6 +102,7 @@ class Microscope(LabWidget):
         decide: Decide,
         *,
         tokens: Sequence[int] | None = None,
+        token: int = 0,
         bias: Sequence[float] | None = None,
         bias_step: float = 0.1,
         score_name: str = "score",
@@ -118,10 +120,10 @@ class Microscope(LabWidget):
         E = routing.num_experts
         names = [_label(routing, row) for row in rows]
         start = [0.0] * E if bias is None else [float(b) for b in bias]
-        super().__init__(labels=names, bias=start, bias_step=bias_step, palette=expert_colors(E))
+        super().__init__(labels=names, token=token, bias=start, bias_step=bias_step, palette=expert_colors(E))
         spread = [self._ask(t, [0.0] * E)[0] for t in range(len(rows))]
         self.bias_limit = float(max(1, math.ceil(max((max(s) - min(s)) for s in spread))))
-        self.expert = self._ask(0, start)[1][0]
+        self.expert = self._ask(token, start)[1][0]
         self.view = self._look()
         self.observe(self._refresh, names=["token", "bias", "expert", "step"])
 
@@ -188,14 +190,15 @@ class Microscope(LabWidget):
 
     def _note(self, scores: list[float], ids: list[int], weights: list[float], plain: list[int]) -> str:
         e = self.expert
-        total = f"score {scores[e]:.3f} + bias {self.bias[e]:+.2f} = {scores[e] + self.bias[e]:.3f}"
+        score, biased = _plain(scores[e]), _plain(scores[e] + self.bias[e])
+        total = f"score {score} + bias {self.bias[e]:+.2f} = {biased}"
         came, went = [i for i in ids if i not in plain], [i for i in plain if i not in ids]
         moved = (
             f"The bias brought in {_names(came)} for {_names(went)}." if came else "The bias changes no choice here."
         )
         if e not in ids:
             return f"Expert {e}: {total}; not chosen. {moved}"
-        weight = f"its weight {weights[ids.index(e)]:.3f} comes from the score {scores[e]:.3f} alone, without the bias"
+        weight = f"its weight {_plain(weights[ids.index(e)])} comes from the score {score} alone, without the bias"
         return f"Expert {e}: {total}; chosen, and {weight}. {moved}"
 
     def picture(self) -> Picture:
@@ -214,7 +217,7 @@ class Microscope(LabWidget):
             figure.suptitle(f"Token {self.labels[self.token]}", x=0.01, ha="left", fontsize=12)
         figure.alt = (
             f"Router microscope, token {self.labels[self.token]}, {E} experts. Chosen: "
-            + ", ".join(f"expert {i} with weight {w:.3f}" for i, w in weight.items())
+            + ", ".join(f"expert {i} with weight {_plain(w)}" for i, w in weight.items())
             + f". Without bias: {_names(v['without'])}. {v['note']}"
         )
         return figure
@@ -256,6 +259,15 @@ def _label(routing: Routing, row: int) -> str:
     return f"{row}: {routing.tokens[row]!r}{domain}"
 
 
+def _plain(value: float) -> str:
+    """Three decimals, or two significant digits where those would be lost.
+
+    >>> _plain(0.25), _plain(0.00123), _plain(0.0)
+    ('0.250', '0.0012', '0.000')
+    """
+    return f"{value:.3f}" if value == 0 or abs(value) >= 0.0995 else f"{value:#.2g}"
+
+
 def _names(experts: list[int]) -> str:
     return ("expert " if len(experts) == 1 else "experts ") + ", ".join(map(str, experts))
 
@@ -266,8 +278,11 @@ def microscope(
     decide: Decide | None = None,
     tokens: Sequence[int] | None = None,
     bias_step: float = 0.1,
+    token: int = 0,
 ) -> Microscope:
     """The microscope on a record, deciding as `config` says or with `decide`, your own router.
+
+    It starts on `token`, a position in `tokens`.
 
     Raises ValueError if the record's experts are not as many as the configuration's.
     """
@@ -276,4 +291,6 @@ def microscope(
     if isinstance(routing, Routing) and routing.num_experts != config.num_experts:
         raise ValueError(f"the record has {routing.num_experts} experts, the configuration {config.num_experts}")
     name = "logit" if config.score_fn == "topk_softmax" else f"{config.score_fn} score"
-    return Microscope(routing, decide or decide_as(config), tokens=tokens, bias_step=bias_step, score_name=name)
+    return Microscope(
+        routing, decide or decide_as(config), tokens=tokens, token=token, bias_step=bias_step, score_name=name
+    )
