@@ -109,7 +109,7 @@ with style.use():
     axis.bar(range(10), 1 - first - second, bottom=first + second, label="thrown away", color=style.GREY, alpha=0.5)
     axis.set(xlabel="token", ylabel="share of the softmax", xticks=range(10), ylim=(0, 1))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-fig.alt = "Stacked bars for ten tokens: the two best experts hold about half of the softmax, the rest is thrown away."
+fig.alt = "Stacked bars for ten tokens: the two best hold less than half of the softmax, the rest is thrown away."
 display(fig)
 
 # %% [markdown]
@@ -142,6 +142,9 @@ display(fig)
 # %% [markdown]
 # Two traps wait in the arithmetic: $e^{h}$ overflows in float32 above $h \approx 88$, and bfloat16 keeps only eight
 # significant bits.
+#
+# One habit for every exercise: if Python reports an error in your own cell, such as a `SyntaxError`, mend that cell
+# first. The check below it then finds no function (`NameError`), or an older one, and judges nothing new.
 
 
 # %% exercise="01.scores"
@@ -206,7 +209,7 @@ careless = big.exp() / big.exp().sum(-1, keepdim=True)
 print("careless:", careless[0].tolist(), "   careful:", [round(v, 3) for v in scores(big)[0].tolist()])
 
 # %% [markdown]
-# > **Find the bug.** `exp(h) / exp(h).sum()` is the formula in the paper, and it is what gave the `nan` above.
+# > **Find the bug.** `exp(h) / exp(h).sum()` is the formula of the table above, and it is what gave the `nan`.
 # > Taking the row's maximum off first changes nothing in exact arithmetic, since $e^{h_i - m} / \sum_j e^{h_j - m}$
 # > has the factor $e^{-m}$ above and below; in float32 it is the difference between a decision and a `nan`.
 # > `torch.softmax` does it for you. Router logits do grow during training: the z-loss of lab 03 exists to hold them
@@ -267,8 +270,9 @@ display(fig)
 
 # %% [markdown]
 # The first is called `norm_topk`; in the DeepSeek-V3 report it is equation 13. The factor $\gamma$ (`route_scale`)
-# sets the size of the routed output beside that of a shared expert. The $\epsilon$, $10^{-20}$ in DeepSeek-V3's
-# code, matters only when all K scores have underflowed to zero: then 0/0 would be `nan`.
+# sets the size of the routed output beside that of a shared expert. The $\epsilon$, $10^{-20}$ in the code that
+# `transformers` has for DeepSeek-V3, is there for a token whose K scores have all underflowed to zero: then 0/0 would
+# be `nan`. It also shows where their sum is itself as small as $\epsilon$, so it has to be very small.
 
 
 # %% exercise="01.renormalise"
@@ -316,7 +320,7 @@ for name in ("mixtral-8x7b", "olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v2-lite",
 # Are they? A thousand tokens, 16 experts, K = 4. Think first, then commit.
 
 # %%
-p = predict(
+p_order = predict(
     "01.softmax_order", "By how much do the two orders' weights differ at most, if the first one renormalises?",
     0, 0.5, "of a weight",
 )  # fmt: skip
@@ -326,7 +330,7 @@ logits_TE = 3 * torch.randn(1000, 16, generator=torch.Generator().manual_seed(3)
 before_ids, chosen = top_k(scores(logits_TE), 4)
 after_ids, chosen_logits = top_k(logits_TE, 4)
 after = scores(chosen_logits)
-p.against((renormalise(chosen) - after).abs().max().item())
+p_order.against((renormalise(chosen) - after).abs().max().item())
 
 # %% [markdown]
 # They are the same router. With $Z = \sum_{j=1}^{E} e^{h_j}$ the first one computes
@@ -353,8 +357,8 @@ print("sum of the weights, not renormalised: from", f"{chosen.sum(-1).min():.2f}
 # %%
 with style.use():
     fig, (axis,) = picture.new(size=(7.0, 3.0))
-    bins = torch.linspace(0, 1.02, 35).numpy()
-    axis.hist(chosen.sum(-1).numpy(), bins=bins, label="softmax, top-k, as it is", color=style.PALETTE[1])
+    bins = torch.linspace(0, 1, 35).numpy()
+    axis.hist(chosen.sum(-1).clamp(max=1).numpy(), bins=bins, label="softmax, top-k, as it is", color=style.PALETTE[1])
     axis.axvline(1.0, color=style.PALETTE[0], label="renormalised, or softmax after top-k")
     axis.set(xlabel="sum of a token's K weights", ylabel="tokens")
     axis.legend(loc="upper left")
@@ -420,7 +424,7 @@ for push in (0.0, 0.1, 0.15, 0.25, 0.5, 5.0):
 # > expert's output. The model still trains, and pays for balance with quality. Lab 03's clinic has this patient.
 
 # %% [markdown]
-# ## 7 · The whole router, against four that we did not write
+# ## 7 · The whole router, against five that we did not write
 #
 # The pieces make a router in a few lines: logits, scores, choice with or without a bias, weights. Both faults of
 # the naive router are gone. No function names the leading dimensions, so there can be any number of them; and the
@@ -484,7 +488,7 @@ for family, fields in rows:
 # How much do these conventions matter? One and the same row of logits, as four conventions would weigh it:
 
 # %%
-one = torch.tensor([[0.2, 2.2, -0.8, 0.9, 1.3, -0.3, 1.6, -1.5]])
+one = torch.tensor([[-1.3, 0.7, -2.3, -0.6, -0.2, -1.8, 0.1, -3.0]])
 conventions = {
     "Mixtral, Qwen3-MoE": {},
     "OLMoE": {"norm_topk": False},
@@ -502,9 +506,9 @@ fig.alt = "The same three experts: Mixtral and GPT-OSS agree, OLMoE is smaller, 
 display(fig)
 
 # %% [markdown]
-# The same three experts each time. Mixtral and GPT-OSS agree to the last digit, as section 5 says they must. OLMoE
-# is smaller by the share of the softmax that fell on the others. DeepSeek-V3's sigmoids lie close together near
-# their ceiling, so its weights are flatter, and its scale makes them larger.
+# The same three experts each time. Mixtral and GPT-OSS agree up to rounding, as section 5 says they must. OLMoE is
+# smaller by the share of the softmax that fell on the others. Sigmoids lie closer together than exponentials do, so
+# DeepSeek-V3's weights are flatter, and its scale makes them larger.
 
 # %% [markdown]
 # ## 8 · The trap of K = 1
@@ -553,8 +557,8 @@ k_one_gradient = check("01.k_one_gradient", k_one_gradient)
 
 # %% [markdown]
 # $g = s / s = 1$ whatever the router says, so nothing the router says matters, and no gradient comes back. The
-# experts still learn, on whatever tokens the untrained router happens to send them. With K = 2 the trap is open:
-# the two weights share one unit, and the router learns how to split it.
+# experts still learn, on whatever tokens the untrained router happens to send them. K = 2 escapes the trap: the two
+# weights share one unit, and the router learns how to split it.
 
 # %% [markdown]
 # How would one notice? We train a small mixture on a toy: points on four spiral arms, which no straight line
@@ -591,9 +595,10 @@ def train_moe(x, labels, num_experts, k, norm_topk, steps=300, seed=0, every=20)
 # = 2. How many points of accuracy does the trap cost?
 
 # %%
-p = predict(
-    "01.k_one", "K = 1: how many percentage points of accuracy does renormalising cost on the toy?", -20, 60, "points"
-)
+p_k_one = predict(
+    "01.k_one", "K = 1: how many points of accuracy does renormalising cost on the toy, on average over five seeds?",
+    -20, 60, "points",
+)  # fmt: skip
 
 # %%
 points, arms = data.toy_2d(600, 4, seed=0)
@@ -605,7 +610,7 @@ trained = {
 accuracy = {name: [100 * run[0] for run in runs] for name, runs in trained.items()}
 moved = {name: [(run[1][-1] - run[1][0]).norm().item() for run in runs] for name, runs in trained.items()}
 cost = [a - b for a, b in zip(accuracy["K = 1, as it is"], accuracy["K = 1, renormalised"], strict=True)]
-p.against(statistics.mean(cost), min(cost), max(cost))
+p_k_one.against(statistics.mean(cost), min(cost), max(cost))
 
 # %% [markdown]
 # Every run is a dot. On the left what one usually looks at, on the right what one should have looked at.
@@ -621,7 +626,7 @@ with style.use():
             axis.scatter(dots, [row] * len(dots), color=style.PALETTE[row], alpha=0.8)
         axis.set(xlabel=label, yticks=range(3), ylim=(2.6, -0.6))
         axis.set_yticklabels(list(values) if axis is axes[0] else [])
-fig.alt = "Accuracies of the settings overlap between seeds; only with K = 1 renormalised the router hardly moved."
+fig.alt = "Accuracies of the two K = 1 settings overlap; only with K = 1 renormalised the router hardly moved."
 display(fig)
 means = {name: (statistics.mean(accuracy[name]), statistics.mean(moved[name])) for name in settings}
 lines = [f"- **{name}**: accuracy {a:.1f}% on average, the router moved by {d:.3f}" for name, (a, d) in means.items()]
@@ -634,7 +639,7 @@ display(Markdown("\n".join(lines)))
 # tell.
 
 # %% [markdown]
-# What gives the trap away is the right-hand plot: *that router never moved*. The little that it did is rounding:
+# What gives the trap away is the right-hand plot: *that router hardly moved*. The little that it did is rounding:
 # $s/s$ leaves a residue far below the true gradients, and Adam, which divides by the gradient's size, makes steps
 # of it.
 
@@ -646,8 +651,9 @@ display(Markdown("\n".join(lines)))
 draw = torch.Generator().manual_seed(6)
 example = [torch.randn(*shape, generator=draw) for shape in ((64, 4), (64, 4, 8), (64, 8))]
 for norm_topk in (False, True):
-    gradient_TE = k_one_gradient(*example, norm_topk)
-    print(f"norm_topk={norm_topk!s:<6} largest gradient {gradient_TE.abs().max():.4f}")
+    largest = k_one_gradient(*example, norm_topk).abs().max().item()
+    shown = f"{largest:.2e}" if largest > 1e-6 else "0, up to rounding (below 1e-6)"
+    print(f"norm_topk={norm_topk!s:<6} largest gradient {shown}")
 
 # %% [markdown]
 # The rule to take away: with K = 1, do not renormalise. Switch multiplies by the score itself (its equation 2).
@@ -660,7 +666,7 @@ for norm_topk in (False, True):
 # training?
 
 # %%
-p = predict(
+p_regions = predict(
     "01.regions", "Share of the plane whose favourite expert changes between the first step and the last?", 0, 100, "%"
 )
 
@@ -670,7 +676,7 @@ plane = torch.from_numpy(figures.region_grid(2 * points))
 plane = torch.cat([plane, torch.ones(len(plane), 1)], dim=1)
 favourites = {i * every: top_k(scores(plane @ router.T), 1)[0][:, 0] for i, router in enumerate(snapshots)}
 first, last = favourites[0], favourites[max(favourites)]
-p.against(100 * (first != last).float().mean().item())
+p_regions.against(100 * (first != last).float().mean().item())
 
 # %% [markdown]
 # Four moments of the training side by side. Colour is the favourite expert, each marker is a point of one arm.
@@ -685,10 +691,11 @@ display(figures.decision_regions(2 * points, arm_names, moments, 6))
 # stand for the rest.)
 
 # %%
-frames = [
-    picture.png(figures.decision_regions(2 * points, arm_names, {step: owner}, 6)) for step, owner in favourites.items()
-]
-image = ipywidgets.Image(value=frames[0], format="png")
+moments = [figures.decision_regions(2 * points, arm_names, {step: owner}, 6) for step, owner in favourites.items()]
+for moment in moments:
+    moment.set_dpi(160)
+frames = [picture.png(moment) for moment in moments]
+image = ipywidgets.Image(value=frames[0], format="png", layout={"width": "520px", "align_self": "flex-start"})
 slider = ipywidgets.SelectionSlider(
     options=[(f"step {step}", i) for i, step in enumerate(favourites)], description="training"
 )
@@ -732,7 +739,8 @@ print(f"{record.num_tokens} words, tokens per expert: {record.tokens_per_expert_
 #
 # 1. Give an unchosen expert just enough bias to win. Do the weights of the *other* chosen expert jump or glide?
 # 2. Push the bias further. What happens to the weight of the new expert from then on?
-# 3. Find a word for which the tiniest bias tips the choice. What do its logits look like?
+# 3. It starts on the word whose choice the smallest bias tips. Find one that hardly any bias moves. How do its logits
+#    differ?
 
 
 # %%
@@ -743,7 +751,9 @@ def decide(logits_TE, bias_E):
     return scores_TE, ids, renormalise(chosen_scores)
 
 
-display(show.microscope(record, eight, decide))
+best_TE = scores(logits_TE).sort(descending=True).values
+undecided = (best_TE[:, 1] - best_TE[:, 2]).argmin().item()
+display(show.microscope(record, eight, decide, token=undecided))
 
 # %% [markdown]
 # The weight does not move while the bias grows, until the choice tips; then it jumps once and stays. That is
@@ -761,8 +771,9 @@ display(figures.routing_matrix(record, labels))
 # ## 11 · Noise: by accident and on purpose
 #
 # The choice is the one place of a model where a rounding error can change which *network* runs. bfloat16 keeps eight
-# significant bits, so a logit near 1 is rounded in steps of $2^{-7}$. If the K-th and the next logit lie closer than
-# that, they can swap or tie.
+# significant bits, so a logit near 1 is rounded in steps of $2^{-7}$. Rounding never makes two logits change places,
+# but if the K-th and the next lie closer than a step, they can become *equal*. Then they tie, and top-k breaks the
+# tie arbitrarily, and differently on another device.
 
 # %% [markdown]
 # We take the real widths and expert counts of four models, random tokens and router weights with logits of unit
@@ -770,7 +781,7 @@ display(figures.routing_matrix(record, labels))
 # same bfloat16 inputs, are stored as bfloat16? That is what a router without a float32 matrix product does.
 
 # %%
-p = predict(
+p_bf16 = predict(
     "01.bf16", "OLMoE (64 experts, K = 8): tokens whose experts change when logits are rounded to bfloat16?", 0, 60, "%"
 )
 
@@ -794,18 +805,18 @@ def chosen_mask(values_TE, k):
 
 # %% [markdown]
 # Two ways to lose precision are counted: logits stored in bfloat16, and scores stored in bfloat16 (a softmax whose
-# result is cast back too early).
+# result is cast back too early). The choice itself is always made on float32 values.
 
 # %%
 late, early, logits_of = {}, {}, {}
 for name in NAMES:
     k, logits_TE = presets.preset(name).moe.top_k, random_logits(name, T)
     exact_TE = chosen_mask(logits_TE, k)
-    changed_T = (chosen_mask(logits_TE.bfloat16(), k) != exact_TE).any(dim=1)
-    early[name] = 100 * changed_T.float().mean().item()
-    late[name] = 100 * (chosen_mask(scores(logits_TE).bfloat16(), k) != exact_TE).any(dim=1).float().mean().item()
-    logits_of[name] = (logits_TE, changed_T)
-p.against(early["olmoe-1b-7b"])
+    for count, rounded_TE in ((early, logits_TE.bfloat16()), (late, scores(logits_TE).bfloat16())):
+        changed_T = (chosen_mask(rounded_TE.float(), k) != exact_TE).any(dim=1)
+        count[name] = 100 * changed_T.float().mean().item()
+    logits_of[name] = logits_TE
+p_bf16.against(early["olmoe-1b-7b"])
 
 # %% [markdown]
 # The figure has all four models, and beside them the reason. The **margin** of a token is the gap between its K-th
@@ -826,8 +837,9 @@ with style.use():
     axes[0].barh(rows + 0.18, list(late.values()), 0.34, label="scores rounded")
     axes[0].set(yticks=rows, yticklabels=NAMES, xlabel="tokens whose experts change, %", ylim=(3.6, -0.6))
     axes[0].legend()
-    logits_TE, changed_T = (value.cpu() for value in logits_of["olmoe-1b-7b"])
-    gaps, bins = margin(logits_TE, 8), torch.logspace(-4, 0, 41).numpy()
+    logits_TE = logits_of["olmoe-1b-7b"]
+    gaps, bins = margin(logits_TE, 8).cpu(), torch.logspace(-4, 0, 41).numpy()
+    changed_T = (chosen_mask(logits_TE.bfloat16().float(), 8) != chosen_mask(logits_TE, 8)).any(dim=1).cpu()
     axes[1].hist(gaps.numpy(), bins=bins, color=style.GREY, label="all tokens")
     axes[1].hist(gaps[changed_T].numpy(), bins=bins, color=style.LIT, label="tokens that changed")
     axes[1].axvline(2**-7, color=style.INK, linestyle=":", label="bfloat16 step at 1")
@@ -837,30 +849,34 @@ fig.alt = "Left: more experts, more changed decisions. Right: only tokens with a
 display(fig)
 
 # %% [markdown]
-# How much does it matter to a token's output? Count the weight that lands on another expert.
+# How much does it matter to a token's output? Count the weight that lands on another expert. And test the
+# explanation: every token that changed must have a tie at its border.
 
 # %%
-exact_ids, exact = route(logits_TE, presets.preset("olmoe-1b-7b").moe)
-rounded_ids, rounded = route(logits_TE.bfloat16(), presets.preset("olmoe-1b-7b").moe)
-full = [torch.zeros_like(logits_TE).scatter(1, i, w) for i, w in ((exact_ids, exact), (rounded_ids, rounded))]
-share_T = (full[0] - full[1]).abs().sum(1) / 2 / full[0].sum(1)
-changed, moved_changed, moved_all = early["olmoe-1b-7b"], 100 * share_T[changed_T].mean(), 100 * share_T.mean()
+rounded_TE, moe = logits_TE.bfloat16().float(), presets.preset("olmoe-1b-7b").moe
+exact_TE, moved_TE = (torch.zeros_like(logits_TE).scatter(1, *route(x, moe)) for x in (logits_TE, rounded_TE))
+share_T = 100 * (exact_TE - moved_TE).abs().sum(1) / 2 / exact_TE.sum(1)
+changed_T = ((exact_TE > 0) != (moved_TE > 0)).any(dim=1)
+tied_T = margin(rounded_TE, 8) == 0
+changed, tied, both = (100 * part.float().mean().item() for part in (changed_T, tied_T, changed_T & tied_T))
 display(Markdown(
-    f"In OLMoE's shape **{changed:.1f}%** of the tokens change an expert. In those, {moved_changed:.1f}% of the "
-    f"weight moves to another expert. Over all tokens, every small shift within the same set counted, it is "
-    f"{moved_all:.2f}%."
+    f"In OLMoE's shape the 8th and the 9th logit **tie** after rounding for {tied:.1f}% of the tokens. An expert "
+    f"changes for **{changed:.1f}%** of the tokens, and for {both:.1f}% with such a tie. Where one changes, "
+    f"{share_T[changed_T].mean():.1f}% of the weight moves to another expert. Over all tokens, every small shift "
+    f"within the same set counted, it is {share_T.mean():.2f}%."
 ))  # fmt: skip
 
 # %% [markdown]
 # More experts crowd the logits, margins shrink, and more decisions change. Rounding the scores is not safe either:
 # eight significant bits are too few in both places. But look at *which* decisions change: those with a margin below
-# the rounding step, where the K-th expert and the next were equally good to the router, and the expert that is
-# swapped is the one with the smallest weight of the K.
+# the rounding step. There the K-th expert and the next have become equally good, top-k takes one of them by a rule of
+# its own, and the expert at stake is the one with the smallest weight of the K.
 
 # %% [markdown]
 # So rounding is not a disaster for quality. It is one for *reproducing* a decision: an inference engine that rounds
-# elsewhere than the trainer sends some tokens to other experts, so the two disagree about the probability of the
-# same text.
+# elsewhere than the trainer, or breaks ties by another rule, sends some tokens to other experts, so the two disagree
+# about the probability of the same text.
+
 # %% [markdown]
 # That is why routers decide in float32. Note where: softmax in float32 on logits that a bfloat16 product has
 # rounded comes too late. DeepSeek-V3's router widens the tokens and the matrix before
@@ -878,15 +894,15 @@ display(Markdown(
 # standard deviation 1.)
 
 # %%
-p = predict("01.noise", "Noise of which standard deviation changes the chosen set of half of the tokens?", 0, 1)
+p_noise = predict("01.noise", "Noise of which standard deviation changes the chosen set of half of the tokens?", 0, 1)
 
 # %%
 draw = torch.Generator().manual_seed(seed)
-noise_TE = torch.randn(logits_TE.shape, generator=draw)
+noise_TE = torch.randn(logits_TE.shape, generator=draw).to(logits_TE.device)
 exact_TE = chosen_mask(logits_TE, 8)
-stds = torch.logspace(-4, 0.5, 28)
+stds = torch.logspace(-4, 0.5, 28).tolist()
 changed = [(chosen_mask(logits_TE + std * noise_TE, 8) != exact_TE).any(dim=1).float().mean().item() for std in stds]
-p.against(float(np.interp(0.5, changed, stds)))
+p_noise.against(float(np.interp(0.5, changed, stds)))
 like_rounding = float(np.interp(early["olmoe-1b-7b"] / 100, changed, stds))
 with style.use():
     fig, (axis,) = picture.new(size=(7.0, 3.0))
@@ -897,10 +913,13 @@ with style.use():
 fig.alt = "Changed decisions rise with the noise; rounding to bfloat16 equals a small noise."
 display(fig)
 print(f"rounding to bfloat16 changes as many decisions as noise of standard deviation {like_rounding:.4f}")
+print(f"median gap between a token's 8th and 9th logit: {margin(logits_TE, 8).median().item():.3f}")
 
 # %% [markdown]
-# A decision with eight winners has eight chances to change, so little noise goes a long way. Later models dropped
-# the noise: an auxiliary loss or a bias keeps the experts alive more gently (lab 03).
+# All that counts is the one border between the last winner and the first loser. The 8th and the 9th of 64 logits lie
+# close together (the median gap is printed above), so little noise goes a long way. Between the first and the second
+# there is more room, and a router with K = 1 is harder to disturb. Later models dropped the noise: an auxiliary loss
+# or a bias keeps the experts alive more gently (lab 03).
 
 # %% [markdown]
 # ## 12 · What a decision costs
@@ -921,12 +940,13 @@ for name in NAMES:
 # speed at which it copies memory. That is the **floor**. How many times the floor does your `route` take?
 
 # %%
-p = predict(
+p_time = predict(
     "01.time", "OLMoE's shape: the time of `route`, as a multiple of reading and writing everything once?", 1, 200, "×"
 )
 
 # %% [markdown]
-# Times are medians of twenty calls, measured by CUDA events on a GPU and by the clock on one CPU core.
+# Times are medians of twenty calls (five for one slow routine at the end), measured by CUDA events on a GPU and by
+# the clock on one CPU core.
 
 
 # %%
@@ -967,7 +987,7 @@ for name in NAMES:
         "renormalise": milliseconds(renormalise, topk_scores, moe.norm_topk, moe.route_scale),
     }
 print(f"{T:,} tokens; memory is copied at {copy_GBps:,.0f} GB/s (read plus write)")
-p.against(eager["olmoe-1b-7b"] / floor["olmoe-1b-7b"])
+p_time.against(eager["olmoe-1b-7b"] / floor["olmoe-1b-7b"])
 
 # %% [markdown]
 # Where does it go? The three steps were timed one by one as well. And would a compiler do better? On a GPU,

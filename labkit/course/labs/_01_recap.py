@@ -48,8 +48,8 @@ QUESTIONS = (
         "Why do routers decide in float32 when the rest of the model runs in bfloat16?",
         (
             Choice(
-                "bfloat16 keeps 8 significant bits, so near the border experts tie or swap",
-                "Yes, and the more experts there are, the closer the K-th and the next one lie.",
+                "bfloat16 keeps 8 significant bits, so at the border experts tie, and top-k breaks the tie arbitrarily",
+                "Yes: rounding keeps the order but makes neighbours equal, and each device breaks ties its own way.",
                 right=True,
             ),
             Choice("bfloat16 overflows in the softmax", "Its range is float32's own; what it lacks is precision."),
