@@ -739,8 +739,9 @@ print(f"{record.num_tokens} words, tokens per expert: {record.tokens_per_expert_
 #
 # 1. Give an unchosen expert just enough bias to win. Do the weights of the *other* chosen expert jump or glide?
 # 2. Push the bias further. What happens to the weight of the new expert from then on?
-# 3. It starts on the word whose choice the smallest bias tips. Find one that hardly any bias moves. How do its logits
-#    differ?
+# 3. Find a word for which the tiniest bias tips the choice. What do its logits look like?
+#
+# It starts on the word that the router is least sure of: the one whose best score is the lowest.
 
 
 # %%
@@ -751,8 +752,7 @@ def decide(logits_TE, bias_E):
     return scores_TE, ids, renormalise(chosen_scores)
 
 
-best_TE = scores(logits_TE).sort(descending=True).values
-undecided = (best_TE[:, 1] - best_TE[:, 2]).argmin().item()
+undecided = scores(logits_TE).amax(dim=1).argmin().item()
 display(show.microscope(record, eight, decide, token=undecided))
 
 # %% [markdown]

@@ -231,7 +231,7 @@ def _panel(ax: Any, name: str, values: list[float] | None, v: dict, bias: list[f
         colors = [c if e in v["chosen"] else style.GREY for e, c in enumerate(colors)]
         ax.axhline(min(values[e] for e in v["chosen"]), color=style.INK, linestyle="--", linewidth=1)
     ax.bar(range(E), values, color=colors)
-    if "bias" in name:
+    if "bias" in name and any(bias):
         ax.bar(range(E), bias, bottom=values, fill=False, edgecolor=style.INK, hatch="///", linewidth=0.8)
     ax.axhline(0, color=style.INK, linewidth=0.8)
     units = {
