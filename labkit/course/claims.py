@@ -149,7 +149,7 @@ def claim(
         f"{made}.",
     )
     name = f"Claim {number}" if len(known[number].measures) == 1 else f"Claim {number}, {chosen.key}"
-    say(Card("claim", f"{name}: {made.verdict}, here", () if quiet else lines), CLAIM, asdict(made))
+    say(Card("claim", f"{name}: {made.verdict}, here", () if quiet else lines), CLAIM, asdict(made), line=quiet)
     return made
 
 

@@ -58,26 +58,27 @@ class Prediction:
             raise ValueError(f"{self.id} was measured as {measured}; a measurement is a finite number")
         guess = self.guess
         progress.update("predictions", self.id, measured=float(measured))
-        spread = "" if low is None or high is None else f" (from {plain(low)} to {plain(high)})"
+        interval = "" if low is None or high is None else f" (from {plain(low)} to {plain(high)})"
         how = "Calculated" if calculated else "Measured"
-        lines = [f"{how}: {plain(measured)} {self.unit}".rstrip() + spread + "."]
+        lines = [f"{how}: {plain(measured)} {self.unit}".rstrip() + interval + "."]
         if guess is None:
             lines.append("You made no prediction. The next one is worth a guess: being wrong is how it sticks.")
         else:
             off = plain(abs(guess - measured))
             lines.append(f"You predicted {plain(guess)} {self.unit}".rstrip() + f", off by {off}.")
         say(Card("info", self.question, tuple(lines)))
-        self._draw(guess, measured, low, high)
+        spread = None if low is None or high is None else (low, high)
+        self._draw(measured, spread, how.lower())
 
-    def _draw(self, guess: float | None, measured: float, low: float | None, high: float | None) -> None:
+    def _draw(self, measured: float, spread: tuple[float, float] | None, how: str) -> None:
         from IPython import get_ipython
         from IPython.display import display
 
         from labkit.show import figures
 
         if get_ipython() is not None:
-            spread = None if low is None or high is None else (low, high)
-            display(figures.prediction_line(guess, measured, self.low, self.high, unit=self.unit, spread=spread))
+            line = figures.prediction_line(self.guess, measured, self.low, self.high, self.unit, spread, how=how)
+            display(line)
 
 
 def plain(value: float) -> str:

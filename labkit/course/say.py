@@ -11,15 +11,15 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 CLAIM = "application/vnd.labkit.claim+json"
 
 
-def say(card: Card, mime: str = "", data: dict[str, Any] | None = None) -> None:
-    """Show `card`; under `mime` the output also carries `data`, which `labkit run` collects."""
+def say(card: Card, mime: str = "", data: dict[str, Any] | None = None, *, line: bool = False) -> None:
+    """Show `card`, or only its text as a `line`; under `mime` the output also carries `data` for `labkit run`."""
     from IPython import get_ipython
     from IPython.display import display
 
     if get_ipython() is None:
         print(card)
         return
-    bundle: dict[str, Any] = dict(card._repr_mimebundle_())
+    bundle: dict[str, Any] = {"text/plain": str(card)} if line else dict(card._repr_mimebundle_())
     if mime:
         bundle[mime] = data or {}
     display(bundle, raw=True)
