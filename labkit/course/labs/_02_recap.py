@@ -50,13 +50,13 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "One token is decoded at a time and every weight must come from memory. What bounds the time of a layer from below?",
+        "One token is decoded at a time and every weight must come from memory. What sets a layer's least time?",
         (
             Choice("The router.", "It is one thin matrix: far fewer bytes than a single expert."),
             Choice(
                 "The bytes of the experts that are visited.",
-                "Yes: two FLOPs for every weight read leave the arithmetic units waiting, and K of E experts are read. What "
-                "it takes to start the operations comes on top.",
+                "Yes: two FLOPs for every weight read leave the arithmetic units waiting, and K of E experts are read. "
+                "What it takes to start the operations comes on top.",
                 right=True,
             ),
             Choice("The FLOPs of K experts.", "A GPU does hundreds of FLOPs in the time of reading one weight."),
