@@ -986,7 +986,8 @@ for name in NAMES:
         "top_k": milliseconds(top_k, scores_TE, moe.top_k),
         "renormalise": milliseconds(renormalise, topk_scores, moe.norm_topk, moe.route_scale),
     }
-print(f"{T:,} tokens; memory is copied at {copy_GBps:,.0f} GB/s (read plus write)")
+where = torch.cuda.get_device_name() if device.type == "cuda" else "the CPU"
+print(f"{T:,} tokens on {where}; memory is copied at {copy_GBps:,.0f} GB/s (read plus write)")
 p_time.against(eager["olmoe-1b-7b"] / floor["olmoe-1b-7b"])
 
 # %% [markdown]
