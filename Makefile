@@ -32,10 +32,14 @@ test: setup-test system ## set everything up, then lint and run all tests
 	@echo "✓ everything passes"
 
 setup-lab: $(STAMP_LAB) ## only make the environment for the notebooks
+	@echo "✓ ready; for the labkit command: source $(BIN)/activate"
 
 setup-test: $(STAMP_TEST) ## only make the environment for the tests
 
 $(BIN)/python:
+	@if [ ! -w . ]; then echo "✗ $(CURDIR) cannot be written; clone the course into a folder of yours"; exit 2; fi
+	@if [ -n "$(PYTHON)" ] && ! "$(PYTHON)" -c '$(OLD_ENOUGH)' >/dev/null 2>&1; then \
+	  echo "✗ PYTHON=$(PYTHON) is no Python 3.11 or newer with the venv module"; exit 2; fi
 	@python=$$($(FIND_PYTHON)); \
 	if [ -z "$$python" ]; then \
 	  echo "✗ No Python 3.11 or newer with the venv module was found. Install one (on Debian: apt install python3 python3-venv),"; \
@@ -46,11 +50,13 @@ $(BIN)/python:
 	  echo "✗ $$python could not make an environment (on Debian: apt install python3-venv)"; exit 2; }
 
 $(STAMP_LAB): $(RECIPE) | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "✗ $(VENV) is not whole; remove it with: make clean"; exit 2; }
 	@echo "→ installing labkit and JupyterLab into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[lab]'
 	@touch $@
 
 $(STAMP_TEST): $(RECIPE) | $(BIN)/python
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "✗ $(VENV) is not whole; remove it with: make clean"; exit 2; }
 	@echo "→ installing labkit and what its tests need into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(STAMP_LAB)

@@ -25,7 +25,7 @@ class Case:
     """One input of an exercise: positional and keyword arguments, and what is special about them.
 
     For an exercise that is a class, `init` holds the constructor's arguments; `args` go to the call. With `needs_grad`
-    the floating-point tensors among `args` ask for gradients, and so must the floating-point tensors that come back.
+    the floating-point tensors among `args` ask for gradients, which must reach those that the reference's reach.
     """
 
     args: tuple[Any, ...]
@@ -45,7 +45,7 @@ class Outcome:
     error: str = ""
     changed_input: bool = False
     printed: str = ""
-    cuts_graph: bool = False
+    reached: tuple[bool, ...] = ()
 
 
 def same(a: Any, b: Any) -> bool:
@@ -86,16 +86,26 @@ def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
     except (Exception, SystemExit) as error:
         return Outcome("error", error_type=type(error).__name__, error=str(error), printed=printed.getvalue())
     changed = not same(before, (args, kwargs))
-    cut = case.needs_grad and any(not part.requires_grad for part in _parts(value) if _differentiable(part))
-    return Outcome("value", detached(value), changed_input=changed, printed=printed.getvalue(), cuts_graph=cut)
+    reached = _reached(value, args) if case.needs_grad else ()
+    return Outcome("value", detached(value), changed_input=changed, printed=printed.getvalue(), reached=reached)
 
 
 def _differentiable(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _parts(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _reached(value: Any, args: Sequence[Any]) -> tuple[bool, ...]:
+    """For every floating-point argument, whether a gradient of the result flows back to it."""
+    inputs = [arg for arg in args if _differentiable(arg)]
+    parts = value if isinstance(value, (list, tuple)) else [value]
+    ends = [part.sum().double() for part in parts if _differentiable(part) and part.requires_grad]
+    if not ends:
+        return (False,) * len(inputs)
+    try:
+        found = torch.autograd.grad(torch.stack(ends).sum(), inputs, allow_unused=True)
+    except RuntimeError:  # a graph that was broken by a change in place
+        return (False,) * len(inputs)
+    return tuple(gradient is not None for gradient in found)
 
 
 def attempt_all(answer: Callable[..., Any], cases: Sequence[Case]) -> tuple[Outcome, ...]:

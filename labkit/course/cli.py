@@ -124,6 +124,8 @@ def claims(
     """Show the claims ledger: what is claimed, which lab audits it, and what the runs here found."""
     from labkit.course import claims as book
 
+    if not runs.is_dir() and runs != Path("runs"):
+        raise FileNotFoundError(f"there is no folder {runs}; name the one that `labkit run` wrote")
     measured = book.read_runs(runs) if runs.is_dir() else {}
     typer.echo(str(book.ledger(measured)))
     for number, each in measured.items():
@@ -162,6 +164,15 @@ def grade(
         typer.echo(f"wrote {feedback}")
 
 
+def _install(extra: str) -> str:
+    from labkit.course.master import checkout
+
+    if checkout() is not None:
+        return "In this checkout, `make setup-test` installs everything."
+    wanted = " ".join(sorted({name for name, group in EXTRAS.items() if group == extra}))
+    return f"Install it with: {sys.executable} -m pip install {wanted}"
+
+
 def explain(error: Exception) -> tuple[str, int]:
     """An expected error as the words and the exit status that the command line gives; others are raised again."""
     from labkit.core.runtime import Unavailable
@@ -170,7 +181,7 @@ def explain(error: Exception) -> tuple[str, int]:
         extra = EXTRAS.get((error.name or "").split(".")[0])
         if extra is None:
             raise error
-        return f"{error.name} is not installed. Install it with: pip install 'labkit[{extra}]'", 2
+        return f"{error.name} is not installed. {_install(extra)}", 2
     if type(error).__name__ == "Interrupted":
         return str(error), 130
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from labkit.course.master import checkout
 
@@ -47,7 +48,9 @@ def open_in_jupyterlab(notebook: Path) -> int:
     import jupyterlab  # noqa: F401 (fails here, with its name, rather than in the other process)
 
     folder = checkout(PACKAGE.parent) or notebook.parent
-    command = [sys.executable, "-m", "jupyterlab", os.path.relpath(notebook, folder)]
+    path = os.path.relpath(notebook, folder)
+    at = f"--LabApp.default_url=/lab/tree/{quote(Path(path).as_posix())}"  # so that the printed address opens it too
+    command = [sys.executable, "-m", "jupyterlab", path, at]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     try:

@@ -104,7 +104,7 @@ class Judge:
     def _right(self, outcome: Outcome, expected: Outcome) -> bool:
         if expected.status == "error":  # a case that must be refused
             return outcome.status == "error" and outcome.error_type == expected.error_type
-        spoilt = outcome.changed_input or (outcome.cuts_graph and not expected.cuts_graph)
+        spoilt = outcome.changed_input or _cuts(outcome, expected)
         return outcome.status == "value" and not spoilt and not self._difference(outcome, expected.value)
 
     def _difference(self, outcome: Outcome, expected: Any) -> Difference | None:
@@ -145,9 +145,9 @@ class Judge:
         wrong = attempt(mistake.like, case)
         if wrong.status != "value":
             return outcome.status == wrong.status and outcome.error_type == wrong.error_type
-        if outcome.status != "value" or (outcome.changed_input, outcome.cuts_graph) != (
+        if outcome.status != "value" or (outcome.changed_input, outcome.reached) != (
             wrong.changed_input,
-            wrong.cuts_graph,
+            wrong.reached,
         ):
             return False
         try:
@@ -171,10 +171,17 @@ class Judge:
         found = self._difference(outcome, failure.expected)
         if found is None:
             return "cuts_graph", (
-                "The values are right, but no gradient can flow back through them: somewhere the result leaves "
-                "autograd (detach, no_grad, .data, .item, a new torch.tensor, numpy). Nothing before it could learn."
+                "The values are right, but gradients do not flow back to every input that they should: somewhere the "
+                "result leaves autograd (detach, no_grad, .data, .item, a new torch.tensor, numpy). What lies before "
+                "that point could never learn."
             )
         return found.kind, GENERAL[found.kind].format(found)
+
+
+def _cuts(outcome: Outcome, expected: Outcome) -> bool:
+    """Whether some input that the reference's gradient reaches is not reached by the answer's."""
+    got = outcome.reached or (False,) * len(expected.reached)
+    return any(wanted and not there for wanted, there in zip(expected.reached, got, strict=False))
 
 
 def _refusal(outcome: Outcome, expected: Outcome) -> tuple[str, str]:

@@ -52,7 +52,7 @@ def answer_cases(name: str, names: Mapping[str, Any], packed: str, nonce: str) -
             "error_type": outcome.error_type,
             "error": outcome.error[:2000],
             "changed_input": outcome.changed_input,
-            "cuts_graph": outcome.cuts_graph,
+            "reached": list(outcome.reached),
         }
         for outcome in attempt_all(answer, cases)
     ]
@@ -146,8 +146,9 @@ def _outcome(item: Any) -> Outcome:
     if item["status"] not in ("value", "error", "blank"):
         raise ValueError("an unknown status")
     said = [_exactly(str, item[key])[:2000] for key in ("error_type", "error")]
-    changed, cut = (_exactly(bool, item[key]) for key in ("changed_input", "cuts_graph"))
-    return Outcome(item["status"], decode(item["value"]), *said, changed_input=changed, cuts_graph=cut)
+    changed = _exactly(bool, item["changed_input"])
+    reached = tuple(_exactly(bool, each) for each in _exactly(list, item["reached"]))
+    return Outcome(item["status"], decode(item["value"]), *said, changed_input=changed, reached=reached)
 
 
 def _exactly(kind: type, value: Any) -> Any:

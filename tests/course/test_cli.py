@@ -80,7 +80,7 @@ def test_an_unknown_option_is_bad_usage(capsys, monkeypatch):
         (OSError(errno.ENOSPC, "No space left on device"), 1, "the disk is full"),
         (RuntimeError("it broke"), 1, "it broke"),
         (runner.Interrupted("finished labs: 00"), 130, "finished labs: 00"),
-        (ModuleNotFoundError("No module named 'nbgrader'", name="nbgrader"), 2, "labkit[grade]"),
+        (ModuleNotFoundError("No module named 'nbgrader'", name="nbgrader"), 2, "make setup-test"),
     ],
 )
 def test_expected_errors_are_sentences(capsys, monkeypatch, error, status, words):
@@ -162,7 +162,10 @@ def test_progress_shows_what_is_passed(monkeypatch):
 
 
 def test_claims_reads_the_runs(tmp_path):
+    (tmp_path / "none").mkdir()
     assert "nothing measured" in invoke("claims", "--runs", str(tmp_path / "none")).output
+    with pytest.raises(FileNotFoundError, match="there is no folder"):
+        invoke("claims", "--runs", str(tmp_path / "nope"))
     measured = {"claim": 1, "measure": "flops_saved", "value": 91.0, "low": 90.5, "high": 92.0, "runs": 3}
     (tmp_path / "01.json").write_text(json.dumps({"claims": [{**measured, "condition": "a toy"}]}))
     told = invoke("claims", "--runs", str(tmp_path)).output
@@ -220,6 +223,13 @@ def test_a_notebook_that_is_not_shipped_is_named(wheel):
         desk.lay_out("01_made", wheel)
 
 
+def test_without_a_checkout_the_advice_names_this_python(monkeypatch):
+    monkeypatch.setattr("labkit.course.master.checkout", lambda: None)
+    words, status = explain(ModuleNotFoundError("No module named 'nbgrader'", name="nbgrader"))
+    assert f"{sys.executable} -m pip install nbgrader" in words
+    assert status == 2
+
+
 def test_a_checkout_opens_its_own_notebook(wheel, monkeypatch):
     root = desk.PACKAGE.parent
     (root / "pyproject.toml").touch()
@@ -231,6 +241,7 @@ def test_a_checkout_opens_its_own_notebook(wheel, monkeypatch):
     assert invoke("lab").exit_code == 0
     ((command, cwd),) = called
     assert command[:4] == [sys.executable, "-m", "jupyterlab", os.path.join("notebooks", "00_made.ipynb")]
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_made.ipynb" in command
     assert cwd == root
     assert ("--allow-root" in command) == (os.geteuid() == 0)
     assert list(wheel.iterdir()) == []

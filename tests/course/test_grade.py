@@ -58,7 +58,7 @@ def times_7(x):
             nonce = frame.f_locals["nonce"]
             value = {"tensor": ["float32", [1], "AAAAAA=="]}
             outcome = {"status": "value", "value": value, "error_type": "", "error": "", "changed_input": False,
-                       "cuts_graph": False}
+                       "reached": []}
             print(nonce + json.dumps({"outcomes": [outcome] * 6}) + nonce, file=the_kernels_stdout)
         frame = frame.f_back
     return x

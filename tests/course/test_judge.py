@@ -153,6 +153,15 @@ def test_an_answer_that_cuts_the_graph_is_found(answer):
     assert JUDGE(CASES, attempt_all(answer, CASES)).passed
 
 
+def test_every_input_that_should_be_reached_must_be():
+    cases = (Case((torch.ones(3), torch.ones(3)), needs_grad=True),)
+    judge = Judge(lambda a, b: a * b)
+    assert judge(cases, attempt_all(lambda a, b: b * a, cases)).passed
+    assert judge(cases, attempt_all(lambda a, b: a * b.detach(), cases)).diagnosis == "cuts_graph"
+    relaxed = Judge(lambda a, b: a * b.detach())
+    assert relaxed(cases, attempt_all(lambda a, b: a * b, cases)).passed
+
+
 def test_refusals_are_told_apart():
     def refuse(x):
         raise ValueError("too small")

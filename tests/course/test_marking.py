@@ -53,7 +53,7 @@ GOOD = {
     "error_type": "",
     "error": "",
     "changed_input": False,
-    "cuts_graph": False,
+    "reached": [],
 }
 
 
