@@ -107,15 +107,32 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path):
     calls = tmp_path / "calls"
     (binary / "python").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
     (binary / "python").chmod(0o755)
+
+    def installs() -> list[str]:
+        return [line for line in calls.read_text().splitlines() if line.startswith("-m pip install ")]
+
     assert make("setup-test", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert calls.read_text().startswith("-m pip install ")
-    assert calls.read_text().endswith(" -c constraints.txt -e .[test]\n")
+    assert installs()[0].endswith(" -c constraints.txt -e .[test]")
     assert make("setup-test", "setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(calls.read_text().splitlines()) == 1
+    assert len(installs()) == 1
     for stamp in (tmp_path / "venv").glob(".labkit-*"):
         os.utime(stamp, (0, 0))
     assert make("setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(calls.read_text().splitlines()) == 2
+    assert len(installs()) == 2
+
+
+def test_make_refuses_a_wrong_python_and_half_an_environment(tmp_path):
+    told = make("setup-lab", f"VENV={tmp_path / 'new'}", "PYTHON=/nope")
+    assert told.returncode == 2
+    assert "PYTHON=/nope is no Python 3.11" in told.stdout
+    assert not (tmp_path / "new").exists()
+    binary = tmp_path / "half" / "bin"
+    binary.mkdir(parents=True)
+    (binary / "python").write_text("#!/bin/sh\nexit 1\n")
+    (binary / "python").chmod(0o755)
+    told = make("setup-lab", f"VENV={tmp_path / 'half'}")
+    assert told.returncode == 2
+    assert "make clean" in told.stdout
 
 
 def test_make_without_a_new_python_says_what_to_do(tmp_path):
