@@ -47,10 +47,9 @@ def open_in_jupyterlab(notebook: Path) -> int:
     """
     import jupyterlab  # noqa: F401 (fails here, with its name, rather than in the other process)
 
-    folder = checkout(PACKAGE.parent) or notebook.parent
-    path = os.path.relpath(notebook, folder)
-    at = f"--LabApp.default_url=/lab/tree/{quote(Path(path).as_posix())}"  # so that the printed address opens it too
-    command = [sys.executable, "-m", "jupyterlab", path, at]
+    folder = str(notebook.parent.resolve())
+    at = f"--LabApp.default_url=/lab/tree/{quote(notebook.name)}"  # so that the printed address opens the lab too
+    command = [sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={folder}", at]
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         command.append("--allow-root")
     try:

@@ -240,9 +240,10 @@ def test_a_checkout_opens_its_own_notebook(wheel, monkeypatch):
     monkeypatch.setattr(desk.subprocess, "call", lambda command, cwd: called.append((command, cwd)) or 0)
     assert invoke("lab").exit_code == 0
     ((command, cwd),) = called
-    assert command[:4] == [sys.executable, "-m", "jupyterlab", os.path.join("notebooks", "00_made.ipynb")]
-    assert "--LabApp.default_url=/lab/tree/notebooks/00_made.ipynb" in command
-    assert cwd == root
+    assert command[:3] == [sys.executable, "-m", "jupyterlab"]
+    assert f"--ServerApp.root_dir={root / 'notebooks'}" in command
+    assert "--LabApp.default_url=/lab/tree/00_made.ipynb" in command
+    assert cwd == str(root / "notebooks")
     assert ("--allow-root" in command) == (os.geteuid() == 0)
     assert list(wheel.iterdir()) == []
     with pytest.raises(FileNotFoundError, match="labkit release 01"):
