@@ -72,7 +72,7 @@ def test_every_version_that_colab_ships_is_allowed_and_compared():
 
 
 @pytest.mark.parametrize(("name", "words"), [("cpu", "make test"), ("gpu", "labkit run --profile gpu"),
-                                             ("gpu", "pytest --nbval-lax solutions/"),
+                                             ("gpu", "pytest -o addopts= --nbval-lax solutions/*.ipynb"),
                                              ("colab", "labkit run --blank")])  # fmt: skip
 def test_a_workflow_does_what_it_is_for(name, words):
     assert words in commands(name)

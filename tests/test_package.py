@@ -77,3 +77,11 @@ def test_a_lab_is_laid_out_once_and_kept(installed, empty):
     notebook.write_text("my work")
     assert "the lab is" in python(*command, cwd=empty, PYTHONPATH=str(installed))
     assert notebook.read_text() == "my work"
+
+
+def test_a_blank_notebook_runs_from_the_wheel_alone(installed, empty):
+    told = python(
+        "-m", "labkit.course.cli", "run", "00", "--blank", "--profile", "cpu", cwd=empty, PYTHONPATH=str(installed)
+    )
+    assert "1 of 1 as they should be" in told
+    assert (empty / "runs" / "cpu-blank" / "00_start.ipynb").is_file()
