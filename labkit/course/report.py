@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from labkit.course.claims import Measured
 from labkit.course.result import Result, load
 
 SLOWEST = 5
@@ -80,7 +81,7 @@ def section(root: Path, result: Result) -> str:
     rows = [(str(c.cell), f"{c.seconds:.2f}", f"<code>{html.escape(c.code)}</code>") for c in slowest]
     parts.append("<h3>Slowest cells</h3>" + table(("cell", "seconds", "first line"), rows) if rows else "")
     rows = [claim_row(claim) for claim in result.claims]
-    parts.append("<h3>Claims</h3>" + table(("claim", "measure", "value", "interval", "on"), rows) if rows else "")
+    parts.append("<h3>Claims</h3>" + table(("claim", "measure", "verdict", "found"), rows) if rows else "")
     pictures = list(figures(root / f"{name}.ipynb"))
     parts.append("<h3>Pictures</h3>" + "\n".join(pictures) if pictures else "")
     return "\n".join(part for part in parts if part)
@@ -88,9 +89,8 @@ def section(root: Path, result: Result) -> str:
 
 def claim_row(claim: dict[str, Any]) -> tuple[str, ...]:
     """A measurement as HTML cells."""
-    interval = f"{claim['low']:.4g} – {claim['high']:.4g} ({claim['runs']} runs)"
-    cells = (str(claim["claim"]), str(claim["measure"]), f"{claim['value']:.4g}", interval, str(claim["condition"]))
-    return tuple(html.escape(cell) for cell in cells)
+    found = Measured(**claim)
+    return tuple(html.escape(cell) for cell in (str(found.claim), found.measure, found.verdict, str(found)))
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
