@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any, Literal
 
 from labkit.course.attempt import Case, Outcome, attempt
@@ -91,9 +90,10 @@ class Judge:
         failing = [i for i, outcome in enumerate(outcomes) if not self._right(outcome, expected[i])]
         if not failing:
             return Verdict("passed", len(cases))
-        failures = [Failure(cases[i], outcomes[i], expected[i].value, expected[i].error_type) for i in failing]
-        diagnosis, says = self._specific(cases, outcomes, failures) or self._general(failures[0], expected[failing[0]])
-        return Verdict("failed", len(cases), diagnosis, says, failures[0])
+        wanted = expected[failing[0]]
+        first = Failure(cases[failing[0]], outcomes[failing[0]], wanted.value, wanted.error_type)
+        diagnosis, says = self._specific(cases, outcomes, failing, first) or self._general(first, wanted)
+        return Verdict("failed", len(cases), diagnosis, says, first)
 
     def _expect(self, case: Case) -> Outcome:
         outcome = attempt(self.reference, case)
@@ -111,47 +111,37 @@ class Judge:
         return difference(outcome.value, expected, self.rtol, self.atol)
 
     def _specific(
-        self, cases: Sequence[Case], outcomes: Sequence[Outcome], failures: Sequence[Failure]
+        self, cases: Sequence[Case], outcomes: Sequence[Outcome], failing: Sequence[int], first: Failure
     ) -> tuple[str, str] | None:
         """The mistake that behaves the same on every case, else on most failures, else one recognised by `when`."""
-        failing = [failure.outcome for failure in failures]
-        likely = [mistake for mistake in self.mistakes if mistake.like is not None and self._shows(mistake, failures)]
-        for mistake in likely:
-            if all(self._behaves(mistake, case, outcome) for case, outcome in zip(cases, outcomes, strict=True)):
-                return mistake.name, mistake.says
-        where = [failure.case for failure in failures]
-        explained = [sum(map(self._behaves, repeat(mistake), where, failing)) for mistake in likely]
-        most = max(explained, default=0)
-        if most > len(failures) / 2:
-            mistake = likely[explained.index(most)]
-            return mistake.name, mistake.says
+        likely, explained = None, len(failing) / 2
         for mistake in self.mistakes:
-            if mistake.when is not None and _holds(mistake.when, failures[0]):
+            if mistake.like is None:
+                continue
+            wrong = [attempt(mistake.like, case) for case in cases]
+            alike = [self._alike(*pair) for pair in zip(wrong, outcomes, strict=True)]
+            if not any(alike[i] and _marked(wrong[i], outcomes[i]) for i in failing):
+                continue
+            if all(alike):
+                return mistake.name, mistake.says
+            if (count := sum(alike[i] for i in failing)) > explained:
+                likely, explained = mistake, count
+        if likely is not None:
+            return likely.name, likely.says
+        for mistake in self.mistakes:
+            if mistake.when is not None and _holds(mistake.when, first):
                 return mistake.name, mistake.says
         return None
 
-    def _shows(self, mistake: Mistake, failures: Sequence[Failure]) -> bool:
-        """Whether some failure carries the mistake's own mark: its value or its words, not only its type of error."""
-        assert mistake.like is not None
-        for failure in failures:
-            wrong = attempt(mistake.like, failure.case)
-            same_words = (wrong.error_type, wrong.error) == (failure.outcome.error_type, failure.outcome.error)
-            if self._behaves(mistake, failure.case, failure.outcome) and (wrong.status == "value" or same_words):
-                return True
-        return False
-
-    def _behaves(self, mistake: Mistake, case: Case, outcome: Outcome) -> bool:
-        assert mistake.like is not None
-        wrong = attempt(mistake.like, case)
+    def _alike(self, wrong: Outcome, outcome: Outcome) -> bool:
+        """Whether an outcome is what a mistaken implementation makes: the same value, or the same type of error."""
         if wrong.status != "value":
             return outcome.status == wrong.status and outcome.error_type == wrong.error_type
-        if outcome.status != "value" or (outcome.changed_input, outcome.reached) != (
-            wrong.changed_input,
-            wrong.reached,
-        ):
+        spoilt = (outcome.changed_input, outcome.reached) != (wrong.changed_input, wrong.reached)
+        if outcome.status != "value" or spoilt:
             return False
         try:
-            return not difference(outcome.value, wrong.value, self.rtol, self.atol)
+            return not self._difference(outcome, wrong.value)
         except TypeError:
             return False
 
@@ -176,6 +166,11 @@ class Judge:
                 "that point could never learn."
             )
         return found.kind, GENERAL[found.kind].format(found)
+
+
+def _marked(wrong: Outcome, outcome: Outcome) -> bool:
+    """Whether an outcome alike carries the mistake's own mark: its value or its words, not only its type of error."""
+    return wrong.status == "value" or (wrong.error_type, wrong.error) == (outcome.error_type, outcome.error)
 
 
 def _cuts(outcome: Outcome, expected: Outcome) -> bool:
