@@ -7,7 +7,8 @@ Legend: T tokens (all batch positions, flattened), E experts, K experts per toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from itertools import compress
 
 import torch
 from torch import Tensor
@@ -25,7 +26,10 @@ class Routing:
         layer: which layer of the model decided, counted from 0.
         tokens: the text of each token, T strings.
         domains: the label of each token ("code", "english", …), T strings.
+        sequence_T: which sequence of the batch each token belongs to; [T], int64. Tokens of a sequence are neighbours.
+        loss_T: the model's loss on predicting what follows each token, in nats; [T], NaN where nothing follows.
 
+    Padding has no place in a record: `keep` leaves it out.
     Raises ValueError if a shape or a dtype does not fit the others and, on the CPU, if an expert number, a repeated
     choice or a count is wrong.
 
@@ -41,6 +45,8 @@ class Routing:
     layer: int | None = None
     tokens: tuple[str, ...] | None = None
     domains: tuple[str, ...] | None = None
+    sequence_T: Tensor | None = None
+    loss_T: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.logits_TE.ndim != 2:
@@ -64,6 +70,13 @@ class Routing:
         for name, labels in (("tokens", self.tokens), ("domains", self.domains)):
             if labels is not None and len(labels) != T:
                 raise ValueError(f"Routing.{name} has {len(labels)} labels for {T} tokens")
+        for name, values in (("sequence_T", self.sequence_T), ("loss_T", self.loss_T)):
+            if values is not None and values.shape != (T,):
+                raise ValueError(f"Routing.{name} has shape {tuple(values.shape)}; expected ({T},)")
+        if self.sequence_T is not None and self.sequence_T.dtype != torch.int64:
+            raise ValueError(f"Routing.sequence_T has dtype {self.sequence_T.dtype}; give torch.int64")
+        if self.loss_T is not None and not self.loss_T.is_floating_point():
+            raise ValueError(f"Routing.loss_T has dtype {self.loss_T.dtype}; give floating point")
 
     def _check_values(self) -> None:
         ids, E = self.topk_ids_TK, self.num_experts
@@ -85,6 +98,8 @@ class Routing:
         layer: int | None = None,
         tokens: tuple[str, ...] | None = None,
         domains: tuple[str, ...] | None = None,
+        sequence_T: Tensor | None = None,
+        loss_T: Tensor | None = None,
     ) -> Routing:
         """The record of these decisions, with the tokens of each expert counted."""
         if logits_TE.ndim != 2:
@@ -96,7 +111,7 @@ class Routing:
         if ids.device.type == "cpu" and ids.numel() and (ids.min() < 0 or ids.max() >= E):
             raise ValueError(f"topk_ids_TK must lie in [0, {E}); got {int(ids.min())} to {int(ids.max())}")
         counts_E = torch.zeros(E, dtype=torch.int64, device=ids.device).scatter_add_(0, ids, torch.ones_like(ids))
-        return cls(logits_TE, topk_ids_TK, topk_scores_TK, counts_E, layer, tokens, domains)
+        return cls(logits_TE, topk_ids_TK, topk_scores_TK, counts_E, layer, tokens, domains, sequence_T, loss_T)
 
     @property
     def num_tokens(self) -> int:
@@ -113,7 +128,31 @@ class Routing:
         """K."""
         return self.topk_ids_TK.shape[1]
 
+    def keep(self, mask_T: Tensor) -> Routing:
+        """The record of these tokens alone, counted anew; gradients still flow.
+
+        Args:
+            mask_T: [T] or any shape of T elements (an attention mask [B, S]), true or 1 where a token is real.
+
+        Raises ValueError for another number of elements.
+
+        >>> r = Routing.of(torch.zeros(2, 3), torch.tensor([[0], [2]]), torch.ones(2, 1), tokens=("a", "pad"))
+        >>> r.keep(torch.tensor([True, False])).tokens_per_expert_E.tolist()
+        [1, 0, 0]
+        """
+        if mask_T.numel() != self.num_tokens:
+            raise ValueError(f"mask_T has {mask_T.numel()} elements for {self.num_tokens} tokens; give one each")
+        mask_T = mask_T.reshape(-1).to(self.logits_TE.device).bool()
+        kept = mask_T.tolist() if self.tokens is not None or self.domains is not None else []
+        return Routing.of(
+            self.logits_TE[mask_T], self.topk_ids_TK[mask_T], self.topk_scores_TK[mask_T], layer=self.layer,
+            tokens=None if self.tokens is None else tuple(compress(self.tokens, kept)),
+            domains=None if self.domains is None else tuple(compress(self.domains, kept)),
+            sequence_T=None if self.sequence_T is None else self.sequence_T[mask_T],
+            loss_T=None if self.loss_T is None else self.loss_T[mask_T],
+        )  # fmt: skip
+
     def detach(self) -> Routing:
         """The same record on the CPU, without gradients: what figures and widgets keep."""
-        tensors = (self.logits_TE, self.topk_ids_TK, self.topk_scores_TK, self.tokens_per_expert_E)
-        return Routing(*(t.detach().cpu() for t in tensors), self.layer, self.tokens, self.domains)
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Routing(**{k: v.detach().cpu() if isinstance(v, Tensor) else v for k, v in values.items()})

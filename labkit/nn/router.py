@@ -52,6 +52,7 @@ class Router(nn.Module):
         tokens: tuple[str, ...] | None = None,
         domains: tuple[str, ...] | None = None,
         generator: torch.Generator | None = None,
+        ids: Tensor | None = None,
     ) -> Routing:
         """Decide for every token.
 
@@ -59,6 +60,7 @@ class Router(nn.Module):
             x: [..., D], floating point; all leading dimensions are flattened into T in the record.
             layer, tokens, domains: labels that the record carries.
             generator: draws the noise (only while training, and only if `config.noise_std` > 0).
+            ids: token ids, which every router is handed and only a hash router (`nn.fixed`) reads.
 
         Returns a `Routing` whose logits include the noise, so that the decision follows from the record.
         Raises ValueError if x does not end in D or is not floating point.

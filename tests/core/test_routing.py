@@ -67,3 +67,48 @@ def test_detach_drops_gradients_and_keeps_names() -> None:
     assert not d.logits_TE.requires_grad
     assert not d.topk_scores_TK.requires_grad
     assert (d.layer, d.tokens) == (2, ("x",) * 3)
+
+
+LABELLED = {"layer": 2, "tokens": ("x", "y", "z"), "domains": ("a", "b", "a"),
+            "sequence_T": torch.tensor([0, 0, 1]), "loss_T": torch.tensor([1.0, float("nan"), 3.0])}  # fmt: skip
+
+
+def test_keep_leaves_out_padding_and_counts_anew() -> None:
+    r = Routing.of(LOGITS + torch.arange(3.0)[:, None], IDS, SCORES, **LABELLED)
+    for mask in (torch.tensor([1, 0, 1]), torch.tensor([[True], [False], [True]])):
+        k = r.keep(mask)
+        assert k.tokens_per_expert_E.tolist() == [2, 1, 0, 1]
+        assert (k.layer, k.tokens, k.domains) == (2, ("x", "z"), ("a", "a"))
+        assert (k.sequence_T.tolist(), k.loss_T.tolist(), k.logits_TE[:, 0].tolist()) == ([0, 1], [1, 3], [0, 2])
+    assert r.keep(torch.zeros(3)).num_tokens == 0
+    with pytest.raises(ValueError, match="2 elements for 3 tokens"):
+        r.keep(torch.ones(2))
+
+
+def test_keep_lets_gradients_through_to_the_kept_only() -> None:
+    logits = LOGITS.clone().requires_grad_()
+    Routing.of(logits, IDS, SCORES).keep(torch.tensor([1, 0, 1])).logits_TE.sum().backward()
+    assert logits.grad[:, 0].tolist() == [1, 0, 1]
+
+
+def test_detach_keeps_every_field() -> None:
+    d = Routing.of(LOGITS.clone().requires_grad_(), IDS, SCORES, **LABELLED).detach()
+    assert {name: getattr(d, name) for name in ("layer", "tokens", "domains")} == {
+        name: LABELLED[name] for name in ("layer", "tokens", "domains")
+    }
+    assert torch.equal(d.sequence_T, LABELLED["sequence_T"])
+    assert torch.equal(d.loss_T.nan_to_num(), LABELLED["loss_T"].nan_to_num())
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        ({"sequence_T": torch.zeros(2, dtype=torch.int64)}, r"sequence_T has shape \(2,\); expected \(3,\)"),
+        ({"sequence_T": torch.zeros(3)}, "sequence_T has dtype"),
+        ({"loss_T": torch.zeros(3, 1)}, "loss_T has shape"),
+        ({"loss_T": torch.zeros(3, dtype=torch.int64)}, "loss_T has dtype"),
+    ],
+)
+def test_labels_of_another_size_or_kind_are_refused(bad: dict, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        Routing.of(LOGITS, IDS, SCORES, **bad)

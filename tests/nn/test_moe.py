@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from labkit.core.config import MoEConfig
+from labkit.core.routing import Routing
 from labkit.kernels import dispatch
 from labkit.nn import Experts, MoE, SwiGLU, oracle
 
@@ -142,3 +143,25 @@ def test_bfloat16_layer_keeps_its_dtype_and_decides_in_float32():
 def test_bad_input(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_another_router_decides_and_is_handed_the_ids():
+    seen = {}
+
+    class Always(torch.nn.Module):
+        def forward(self, x, *, layer=None, generator=None, ids=None):
+            seen.update(layer=layer, ids=ids)
+            T = x.shape[:-1].numel()
+            chosen = torch.tensor([[3, 1]]).expand(T, 2)
+            return Routing.of(torch.zeros(T, 6), chosen, torch.full((T, 2), 0.5), layer=layer)
+
+    layer, ids = MoE(CONFIG, router=Always()), torch.arange(6).view(2, 3)
+    _, routing = layer(tokens(2, 3, 16), return_routing=True, layer=4, ids=ids)
+    assert routing.tokens_per_expert_E.tolist() == [0, 6, 0, 6, 0, 0]
+    assert seen == {"layer": 4, "ids": ids}
+    assert routing.layer == 4
+
+
+def test_ids_do_not_move_a_learned_router():
+    layer, x = MoE(CONFIG), tokens(2, 3, 16)
+    assert torch.equal(layer(x), layer(x, ids=torch.arange(6).view(2, 3)))
