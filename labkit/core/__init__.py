@@ -1,1 +1,1 @@
-"""What every room speaks. Imports nothing above it; only `routing` and `metrics` need torch."""
+"""What every room speaks. Imports nothing above it; only what reads a `Routing` or a mask needs torch."""

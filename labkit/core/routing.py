@@ -13,6 +13,8 @@ from itertools import compress
 import torch
 from torch import Tensor
 
+from labkit.core.padding import real_tokens
+
 
 @dataclass(frozen=True, eq=False)
 class Routing:
@@ -134,15 +136,13 @@ class Routing:
         Args:
             mask_T: [T] or any shape of T elements (an attention mask [B, S]), true or 1 where a token is real.
 
-        Raises ValueError for another number of elements.
+        Raises ValueError for another number of elements, and for other values than 0 and 1.
 
         >>> r = Routing.of(torch.zeros(2, 3), torch.tensor([[0], [2]]), torch.ones(2, 1), tokens=("a", "pad"))
         >>> r.keep(torch.tensor([True, False])).tokens_per_expert_E.tolist()
         [1, 0, 0]
         """
-        if mask_T.numel() != self.num_tokens:
-            raise ValueError(f"mask_T has {mask_T.numel()} elements for {self.num_tokens} tokens; give one each")
-        mask_T = mask_T.reshape(-1).to(self.logits_TE.device).bool()
+        mask_T = real_tokens(mask_T, self.num_tokens, self.logits_TE.device)
         kept = mask_T.tolist() if self.tokens is not None or self.domains is not None else []
         return Routing.of(
             self.logits_TE[mask_T], self.topk_ids_TK[mask_T], self.topk_scores_TK[mask_T], layer=self.layer,

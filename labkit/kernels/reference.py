@@ -1,6 +1,6 @@
 """The specification: routing and experts in slow, obvious torch. Every faster kernel is tested against these functions.
 
-Left out on purpose: capacity and dropping (see `train.balance`), quantised weights, anything fused.
+Left out on purpose: capacity and dropping (see `core.capacity`), quantised weights, anything fused.
 Arithmetic runs in float32 whatever comes in, in float64 where float64 comes in (so that gradients can be checked).
 
 Shape suffixes: T tokens, D model width, F expert width, E experts, K experts per token, N = T·K pairs (token, expert).

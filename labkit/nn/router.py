@@ -1,6 +1,7 @@
 """The router decides: a linear layer, a score function, a choice. Nothing here computes an expert.
 
-Left out on purpose: balancing (see `train.balance`, which moves `expert_bias_E`), capacity, hash and expert choice.
+Left out on purpose: balancing (see `train.balance`, which moves `expert_bias_E`), capacity (`core.capacity`), routers
+that do not learn (`nn.fixed`) and expert choice (`train.expert_choice`).
 """
 
 from __future__ import annotations

@@ -83,6 +83,8 @@ def test_keep_leaves_out_padding_and_counts_anew() -> None:
     assert r.keep(torch.zeros(3)).num_tokens == 0
     with pytest.raises(ValueError, match="2 elements for 3 tokens"):
         r.keep(torch.ones(2))
+    with pytest.raises(ValueError, match="other values than 0 and 1"):
+        r.keep(torch.tensor([0.0, float("-inf"), 0.0]))
 
 
 def test_keep_lets_gradients_through_to_the_kept_only() -> None:
