@@ -5,13 +5,24 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+_VIEWS = {  # the function that makes a view, by the module that it lives in
+    "ablation": "ablation",
+    "balance_over_training": "training",
+    "coactivation_map": "coactivation",
+    "contexts": "contexts",
+    "flow": "flow",
+    "lift_map": "lift",
+    "load_map": "load_map",
+    "ribbon": "ribbon",
+}
+
 _HOMES = {
     "Card": "labkit.show.cards",
     "Microscope": "labkit.show.widgets.microscope",
     "microscope": "labkit.show.widgets.microscope",
     "Planner": "labkit.show.widgets.planner",
     "planner": "labkit.show.widgets.planner",
-}
+} | {name: f"labkit.show.widgets.{module}" for name, module in _VIEWS.items()}
 
 __all__ = sorted(_HOMES)
 

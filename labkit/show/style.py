@@ -52,6 +52,20 @@ def expert_colors(n: int, lit: int | None = None) -> list[str]:
     return [expert_color(i, n, lit) for i in range(n)]
 
 
+def ramp(steps: int) -> list[str]:
+    """The sequential colours from low to high, as "#RRGGBB": what a widget's JavaScript shades quantities with.
+
+    >>> ramp(2)
+    ['#00224e', '#fee838']
+    """
+    from matplotlib import colormaps
+    from matplotlib.colors import to_hex
+
+    if steps < 2:
+        raise ValueError(f"ramp got {steps} steps; give 2 or more")
+    return [to_hex(colormaps[SEQUENTIAL](i / (steps - 1))) for i in range(steps)]
+
+
 def rc() -> dict[str, object]:
     """The matplotlib settings of every figure here: readable sizes, a light grid, no box, white ground."""
     from cycler import cycler

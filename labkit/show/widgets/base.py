@@ -8,13 +8,14 @@ widget through `_ipython_display_`, which knows no picture, so it is turned off.
 from __future__ import annotations
 
 from base64 import b64encode
+from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
 from labkit.show.picture import Picture, png
-from labkit.show.style import expert_colors
+from labkit.show.style import GREY, LIT, expert_colors, ramp
 
 VIEW_MIME = "application/vnd.jupyter.widget-view+json"
 
@@ -44,11 +45,29 @@ class Pictured:
         return dict(bundle[1]) if isinstance(bundle, tuple) else {}
 
 
+def esm(name: str) -> str:
+    """The JavaScript of a widget as one module: `common.js`, then `<name>.js`, which exports `{ render }`."""
+    folder = Path(__file__).parent
+    return "\n".join((folder / f"{part}.js").read_text("utf-8") for part in ("common", name))
+
+
 class LabWidget(Pictured, anywidget.AnyWidget):
-    """An anywidget with a picture and the palette; its JavaScript lies beside its Python file."""
+    """An anywidget with a picture and the palette; its JavaScript lies beside its Python file (see `esm`).
+
+    Traits that every drawing reads: `palette` (eight expert colours), `ramp` (a quantity from low to high), `lit` and
+    `grey` (one expert among many), and `sampled`, what was left out or aggregated before sending, in words.
+    """
 
     palette = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    ramp = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    lit = traitlets.Unicode(LIT).tag(sync=True)
+    grey = traitlets.Unicode(GREY).tag(sync=True)
+    sampled = traitlets.Unicode("").tag(sync=True)
 
     @traitlets.default("palette")
     def _house_palette(self) -> list[str]:
         return expert_colors(8)
+
+    @traitlets.default("ramp")
+    def _house_ramp(self) -> list[str]:
+        return ramp(32)

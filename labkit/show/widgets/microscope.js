@@ -1,6 +1,5 @@
 // Draws what the kernel decided (`view`) and sends back token, step, expert and bias. It decides nothing itself.
 
-const SVG = "http://www.w3.org/2000/svg";
 const STEPS = [
   ["Logits", "What the router's matrix says about this token, before any score function."],
   ["Score + bias", "Solid: the score. Hatched: the bias. Drag a round handle below, or use the arrow keys."],
@@ -10,52 +9,19 @@ const STEPS = [
 const W = 760, LEFT = 62, TOP = 34, PLOT = 170, LANE_TOP = 254, LANE = 110, H = 398;
 
 const CSS = `
-.lk-scope { color: var(--jp-content-font-color1, var(--vscode-editor-foreground, CanvasText)); max-width: 780px;
-  font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); padding: 4px; }
-.lk-scope .bar { display: flex; flex-wrap: wrap; gap: 6px; align-items: center; margin: 2px 0 6px; }
-.lk-scope button, .lk-scope select { font: inherit; color: inherit; padding: 3px 10px; border-radius: 4px; cursor: pointer;
-  border: 1px solid var(--jp-border-color1, #999); background: var(--jp-layout-color1, Canvas); max-width: 260px; }
-.lk-scope [role=tab][aria-selected=true] { border-color: currentColor; font-weight: 700; box-shadow: inset 0 -3px 0 var(--lk-accent); }
-.lk-scope :focus-visible { outline: 3px solid var(--lk-accent); outline-offset: 1px; }
-.lk-scope svg { display: block; width: 100%; height: auto; touch-action: none; user-select: none; }
-.lk-scope text { fill: currentColor; font-size: 12px; }
-.lk-scope text.small { font-size: 11px; paint-order: stroke; stroke-width: 3px; stroke-linejoin: round;
-  stroke: var(--jp-layout-color0, var(--vscode-editor-background, Canvas)); }
-.lk-scope .rule { stroke: currentColor; stroke-opacity: .25; }
-.lk-scope .zero, .lk-scope .cut { stroke: currentColor; stroke-width: 1.2; }
-.lk-scope .cut { stroke-dasharray: 5 4; }
+.lk-scope svg { touch-action: none; }
+.lk-scope [role=tab][aria-selected=true] { border-color: currentColor; font-weight: 700; box-shadow: inset 0 -3px 0 var(--lk-lit); }
 .lk-scope .ghost { fill: none; stroke: currentColor; stroke-width: 1.2; stroke-dasharray: 2 2; }
 .lk-scope .hatch { stroke: currentColor; stroke-width: 1; }
 .lk-scope .knob { stroke: currentColor; stroke-width: 1.5; cursor: ns-resize; }
 .lk-scope g[role=slider] { cursor: ns-resize; outline: none; }
 .lk-scope g[role=slider]:focus .ring { stroke-opacity: 1; }
-.lk-scope .ring { fill: none; stroke: var(--lk-accent); stroke-width: 3; stroke-opacity: 0; }
-.lk-scope .says, .lk-scope .keys { margin: 4px 0; }
-.lk-scope .keys { opacity: .75; font-size: 12px; }
-.lk-scope .error { color: var(--jp-error-color1, #b00020); font-weight: 600; }
+.lk-scope .ring { fill: none; stroke: var(--lk-lit); stroke-width: 3; stroke-opacity: 0; }
 `;
 
-function el(name, attrs = {}, parent = null, text = null) {
-  const svg = ["svg", "g", "rect", "line", "text", "circle", "defs", "pattern"].includes(name);
-  const node = svg ? document.createElementNS(SVG, name) : document.createElement(name);
-  for (const [key, value] of Object.entries(attrs)) node.setAttribute(key, value);
-  if (text !== null) node.textContent = text;
-  if (parent) parent.append(node);
-  return node;
-}
-
-const set = (node, attrs) => { for (const [k, v] of Object.entries(attrs)) node.setAttribute(k, v); };
 const clamp = (x, limit) => Math.max(-limit, Math.min(limit, Math.round(x * 100) / 100));
 const places = (x) => (x === 0 || Math.abs(x) >= 0.0995 ? x.toFixed(2) : Math.abs(x) < 5e-4 ? x.toExponential(1) : x.toPrecision(2));
 const signed = (x) => (x < 0 ? "−" : "+") + Math.abs(x).toFixed(2);
-
-function ticks(low, high) {
-  const raw = (high - low) / 4, power = 10 ** Math.floor(Math.log10(raw));
-  const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const out = [];
-  for (let t = Math.ceil(low / step) * step; t <= high + step * 1e-6; t += step) out.push(Math.abs(t) < step / 1e3 ? 0 : t);
-  return out;
-}
 
 function render({ model, el: host }) {
   const E = model.get("bias").length, wide = (W - LEFT - 12) / E, barW = Math.min(46, wide * 0.7);
@@ -65,45 +31,41 @@ function render({ model, el: host }) {
   let bias = [...model.get("bias")], dragging = null, timer = null;
 
   el("style", {}, host, CSS);
-  const root = el("div", { class: "lk-scope", role: "group", "aria-label": "Router microscope", "data-lm-suppress-shortcuts": "true" }, host);
-  root.style.setProperty("--lk-accent", model.get("lit"));
-  const bar = el("div", { class: "bar" }, root);
-  const pickLabel = el("label", {}, bar, "Token ");
-  const pick = el("select", { "aria-label": "Token" }, pickLabel);
-  model.get("labels").forEach((label, i) => el("option", { value: i }, pick, label));
+  const { root, bar, body, says } = frame(host, model, "Router microscope",
+    "← → expert · ↑ ↓ bias (Shift: five times) · 1–4 or [ ] step · R reset");
+  root.classList.add("lk-scope");
+  const pick = dropdown(bar, "Token", model.get("labels"), model.get("token"), (token) => send(model, { token }));
   const tabs = el("div", { class: "bar", role: "tablist", "aria-label": "Steps of the decision", style: "margin: 0" }, bar);
   const tab = STEPS.map(([name], i) => {
     const button = el("button", { type: "button", role: "tab", id: `${id}t${i}`, "aria-controls": `${id}p` }, tabs, `${i + 1} ${name}`);
-    button.addEventListener("click", () => send({ step: i + 1 }));
+    button.addEventListener("click", () => send(model, { step: i + 1 }));
     return button;
   });
   const reset = el("button", { type: "button", "aria-label": "Reset every bias to zero" }, bar, "Reset bias");
-  const caption = el("p", { class: "says" }, root);
+  const caption = el("p", { class: "says" }, body);
 
-  const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, id: `${id}p`, role: "tabpanel" }, root);
+  const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, id: `${id}p`, role: "tabpanel" }, body);
   const hatch = el("pattern", { id: `${id}h`, width: 6, height: 6, patternUnits: "userSpaceOnUse", patternTransform: "rotate(45)" }, el("defs", {}, svg));
   el("line", { class: "hatch", x1: 0, y1: 0, x2: 0, y2: 6 }, hatch);
   const grid = el("g", {}, svg);
   const unit = el("text", { x: 4, y: 14 }, svg);
-  const zero = el("line", { class: "zero", x1: LEFT, x2: W - 12 }, svg);
-  const cut = el("line", { class: "cut", x1: LEFT, x2: W - 12 }, svg);
+  const zero = el("line", { class: "axis", x1: LEFT, x2: W - 12 }, svg);
+  const cut = el("line", { class: "dash", x1: LEFT, x2: W - 12 }, svg);
   el("text", { x: 4, y: LANE_TOP - 12 }, svg, "bias of each expert, drag or ↑ ↓");
   const middle = LANE_TOP + LANE / 2;
   el("line", { class: "rule", x1: LEFT, x2: W - 12, y1: middle, y2: middle }, svg);
   const limit = model.get("bias_limit");
   for (const [y, text] of [[LANE_TOP, "+" + limit], [middle, "0"], [LANE_TOP + LANE, "−" + limit]])
-    el("text", { class: "small", x: LEFT - 8, y: y + 4, "text-anchor": "end" }, svg, text);
+    el("text", { class: "small halo", x: LEFT - 8, y: y + 4, "text-anchor": "end" }, svg, text);
   const columns = [...Array(E).keys()].map((e) => column(e));
-  const says = el("p", { class: "says", role: "status", "aria-live": "polite" }, root);
-  el("p", { class: "keys" }, root, "Keys: ← → expert · ↑ ↓ bias (Shift: five times) · 1–4 or [ ] step · R reset");
 
   function column(e) {
     const bars = el("g", {}, svg);
     const body = el("rect", { width: barW, x: x(e) - barW / 2 }, bars);
     const extra = el("rect", { class: "hatch", width: barW, x: x(e) - barW / 2, fill: `url(#${id}h)` }, bars);
     const ghost = el("rect", { class: "ghost", width: barW, x: x(e) - barW / 2 }, bars);
-    const value = el("text", { class: "small", x: x(e), "text-anchor": "middle" }, bars);
-    const name = el("text", { class: "small", x: x(e), y: TOP + PLOT + 17, "text-anchor": "middle" }, svg);
+    const value = el("text", { class: "small halo", x: x(e), "text-anchor": "middle" }, bars);
+    const name = el("text", { class: "small halo", x: x(e), y: TOP + PLOT + 17, "text-anchor": "middle" }, svg);
     const slider = el("g", { role: "slider", "aria-orientation": "vertical", "aria-label": `Bias of expert ${e}`,
       "aria-valuemin": -limit, "aria-valuemax": limit, tabindex: -1, "data-expert": e }, svg);
     el("rect", { x: x(e) - wide / 2, y: LANE_TOP - 8, width: wide, height: LANE + 16, fill: "transparent" }, slider);
@@ -111,23 +73,18 @@ function render({ model, el: host }) {
     const r = Math.max(2.5, Math.min(9, wide * 0.35));
     const knob = el("circle", { class: "knob", cx: x(e), r }, slider);
     const ring = el("circle", { class: "ring", cx: x(e), r: r + 4 }, slider);
-    const shown = el("text", { class: "small", x: x(e), y: LANE_TOP + LANE + 24, "text-anchor": "middle" }, svg);
+    const shown = el("text", { class: "small halo", x: x(e), y: LANE_TOP + LANE + 24, "text-anchor": "middle" }, svg);
     slider.addEventListener("pointerdown", (event) => grab(e, event));
-    slider.addEventListener("focus", () => { if (model.get("expert") !== e) send({ expert: e }); });
+    slider.addEventListener("focus", () => { if (model.get("expert") !== e) send(model, { expert: e }); });
     return { body, extra, ghost, value, name, slider, knob, ring, shown };
-  }
-
-  function send(change) {
-    for (const [key, value] of Object.entries(change)) model.set(key, value);
-    model.save_changes();
   }
 
   function setBias(e, value, now = true) {
     bias = bias.map((b, i) => (i === e ? clamp(value, limit) : b));
     draw();
     clearTimeout(timer);
-    if (now) send({ bias: [...bias] });
-    else timer = setTimeout(() => send({ bias: [...bias] }), 40);
+    if (now) send(model, { bias: [...bias] });
+    else timer = setTimeout(() => send(model, { bias: [...bias] }), 40);
   }
 
   function toBias(event) {
@@ -154,11 +111,11 @@ function render({ model, el: host }) {
   function toZero() {
     bias = bias.map(() => 0);
     draw();
-    send({ bias: [...bias] });
+    send(model, { bias: [...bias] });
   }
 
   function hold(e) {
-    send({ expert: e });
+    send(model, { expert: e });
     columns[e].slider.focus();
   }
 
@@ -169,20 +126,14 @@ function render({ model, el: host }) {
     ArrowDown: (big) => setBias(model.get("expert"), bias[model.get("expert")] - model.get("bias_step") * (big ? 5 : 1)),
     PageUp: () => keys.ArrowUp(true),
     PageDown: () => keys.ArrowDown(true),
-    "[": () => send({ step: Math.max(1, model.get("step") - 1) }),
-    "]": () => send({ step: Math.min(4, model.get("step") + 1) }),
+    "[": () => send(model, { step: Math.max(1, model.get("step") - 1) }),
+    "]": () => send(model, { step: Math.min(4, model.get("step") + 1) }),
     r: toZero,
     R: toZero,
   };
-  for (let s = 1; s <= 4; s++) keys[s] = () => send({ step: s });
+  for (let s = 1; s <= 4; s++) keys[s] = () => send(model, { step: s });
 
-  root.addEventListener("keydown", (event) => {
-    if (event.target === pick || event.ctrlKey || event.metaKey || event.altKey || !keys[event.key]) return;
-    event.preventDefault();
-    event.stopPropagation();
-    keys[event.key](event.shiftKey);
-  });
-  pick.addEventListener("change", () => send({ token: Number(pick.value) }));
+  onKeys(root, keys);
   reset.addEventListener("click", toZero);
 
   function parts(view, step) {
@@ -210,7 +161,7 @@ function render({ model, el: host }) {
     grid.replaceChildren();
     for (const t of marks) {
       el("line", { class: "rule", x1: LEFT, x2: W - 12, y1: y(t), y2: y(t) }, grid);
-      el("text", { class: "small", x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, grid, String(parseFloat(t.toFixed(6))).replace("-", "−"));
+      el("text", { class: "small halo", x: LEFT - 8, y: y(t) + 4, "text-anchor": "end" }, grid, String(parseFloat(t.toFixed(6))).replace("-", "−"));
     }
     set(zero, { y1: y(0), y2: y(0) });
     set(cut, p.cut === undefined ? { visibility: "hidden" } : { visibility: "visible", y1: y(p.cut), y2: y(p.cut) });
@@ -248,10 +199,7 @@ function render({ model, el: host }) {
     if (dragging === null) bias = [...model.get("bias")];
     draw();
   };
-  const events = ["change:view", "change:bias", "change:step", "change:expert", "change:token"];
-  for (const name of events) model.on(name, fromKernel);
-  draw();
-  return () => events.forEach((name) => model.off(name, fromKernel));
+  return redrawOn(model, ["view", "bias", "step", "expert", "token"], fromKernel);
 }
 
 export default { render };

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from labkit.core.routing import Routing
 from labkit.show import style
 from labkit.show.picture import Picture, new
 from labkit.show.style import expert_color, expert_colors
-from labkit.show.widgets.base import LabWidget
+from labkit.show.widgets.base import LabWidget, esm
 
 Decide = Callable[[Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
@@ -84,7 +83,7 @@ class Microscope(LabWidget):
     whose answer has the wrong shapes.
     """
 
-    _esm = Path(__file__).with_name("microscope.js")
+    _esm = esm("microscope")
 
     token = traitlets.Int(0).tag(sync=True)
     step = traitlets.Int(1).tag(sync=True)
@@ -93,7 +92,6 @@ class Microscope(LabWidget):
     bias_step = traitlets.Float(0.1).tag(sync=True)
     bias_limit = traitlets.Float(1.0).tag(sync=True)
     labels = traitlets.List(traitlets.Unicode()).tag(sync=True)
-    lit = traitlets.Unicode(style.LIT).tag(sync=True)
     view = traitlets.Dict().tag(sync=True)
 
     def __init__(
