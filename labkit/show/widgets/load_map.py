@@ -153,7 +153,7 @@ class LoadMap(LabWidget):
             ylabel="share of choices (%)",
             xlim=(-0.5, E - 0.5),
         )
-        ax.legend(loc="upper right")
+        ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, borderaxespad=0.2)
 
 
 def _busiest_first(load_E: torch.Tensor) -> list[int]:
