@@ -7,7 +7,7 @@ learn.
 from labkit.nn.experts import Experts, SwiGLU
 from labkit.nn.moe import MoE
 from labkit.nn.router import Router
-from labkit.nn.trace import Labelled, trace
+from labkit.nn.tracing import Labelled, trace
 from labkit.nn.window import WindowModel
 
 __all__ = ["Experts", "Labelled", "MoE", "Router", "SwiGLU", "WindowModel", "trace"]

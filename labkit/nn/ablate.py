@@ -23,8 +23,8 @@ def without(router: nn.Module, experts: Sequence[int], num_experts: int) -> Iter
     """Inside the block `router` decides as if these experts did not exist.
 
     Exact for a router whose last product with a matrix gives the logits and which selects with topk or sort, as every
-    router of ours that learns, and those of transformers. Who uses it should look whether the experts are gone. A limit on
-    groups still sees the place of a lost expert, with the score that the logit −∞ has (0 for softmax and sigmoid).
+    router of ours that learns, and those of transformers. Who uses it should look whether the experts are gone. Where a
+    limit on groups takes the sum of a group's two best, a group with one expert left is worth twice that one.
 
     Args:
         router: a module that is called inside the block.
@@ -38,7 +38,8 @@ def without(router: nn.Module, experts: Sequence[int], num_experts: int) -> Iter
         running[-1].__enter__()
 
     def leave(module: nn.Module, given: Any, answer: Any) -> None:
-        running.pop().__exit__(None, None, None)
+        if running:  # not where another hook raised before `enter`
+            running.pop().__exit__(None, None, None)
 
     hooks = [router.register_forward_pre_hook(enter), router.register_forward_hook(leave, always_call=True)]
     try:
@@ -61,6 +62,16 @@ class _Without(TorchFunctionMode):
         return self._out(answer) if func is F.linear else answer
 
     def _out(self, values: Tensor) -> Tensor:
-        if values.shape[-1] != self.num_experts:
-            return values
-        return values.index_fill(-1, torch.tensor(self.experts, device=values.device), float("-inf"))
+        experts = torch.tensor(self.experts, device=values.device)
+        if values.shape[-1] == self.num_experts:
+            return values.index_fill(-1, experts, float("-inf"))
+        if values.ndim == 3 and values.shape[1] * values.shape[2] == self.num_experts:
+            return self._out_of_groups(values, experts)
+        return values
+
+    def _out_of_groups(self, values_TGN: Tensor, experts: Tensor) -> Tensor:
+        """Each lost expert counts as the least of its group, so it is not among the best; −∞ where all are lost."""
+        rest_TGN = values_TGN.flatten(1).index_fill(1, experts, float("inf")).view(values_TGN.shape)
+        least_TG1 = rest_TGN.amin(-1, keepdim=True)
+        least_TG1 = least_TG1.where(least_TG1 < float("inf"), float("-inf"))
+        return torch.where(rest_TGN == float("inf"), least_TG1, rest_TGN)

@@ -95,7 +95,9 @@ def _texts(batch: Any) -> tuple[list[str], tuple[str, ...] | None]:
     if isinstance(batch, str):
         batch = [batch]
     if isinstance(batch, Mapping):
-        rows = [(d, text) for d, some in batch.items() for text in ([some] if isinstance(some, str) else some)]
+        rows = [
+            (d, text) for d, some in batch.items() for text in (some if isinstance(some, (list, tuple)) else [some])
+        ]
         domains, texts = tuple(str(d) for d, _ in rows), [text for _, text in rows]
     elif isinstance(batch, Sequence):
         domains, texts = None, list(batch)

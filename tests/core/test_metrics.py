@@ -1,6 +1,7 @@
 """Metrics of routings whose answer is known, what must always hold, and bad input."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from labkit.core import metrics
+from labkit.core.capacity import kept
 from labkit.core.routing import Routing
 
 
@@ -57,29 +59,32 @@ def test_max_violation_by_hand() -> None:
     assert metrics.max_violation(fixed([[0, 1], [0, 2], [0, 1]], 3)) == pytest.approx((3 - 2) / 2)
 
 
-def test_lift_by_hand() -> None:
-    r = fixed([[0], [0], [1], [1]], 3, ("text", "text", "text", "code"))
-    table = metrics.lift_by_domain(r)
-    assert table.domains == ("code", "text")
-    assert table.lift_GE.tolist() == [[0.0, 2.0, 1.0], [pytest.approx(4 / 3), pytest.approx(2 / 3), 1.0]]
+def test_global_violation_sums_the_loads_first() -> None:
+    left, right = fixed([[0], [0], [1]], 2), fixed([[1], [1], [1]], 2)
+    assert metrics.global_max_violation([left, right]) == pytest.approx(4 / 3 - 1)  # loads 2 and 4, mean 3
+    assert metrics.global_max_violation([left, left]) == pytest.approx(metrics.max_violation(left))
+    assert metrics.global_max_violation(r for r in (left,)) == metrics.global_max_violation(left)
+    assert metrics.global_max_violation([left, fixed([[1]] * 9, 2)]) == pytest.approx(10 / 6 - 1)
 
 
-def test_chance_stays_inside_and_a_preference_leaves() -> None:
-    domains = ("code", "text") * 150
-    random = routing(300, 4, 1, seed=1, domains=domains)
-    outside = metrics.permuted_lift(random).exceeded_by(metrics.lift_by_domain(random))
-    assert outside.sum() <= 2
-    devoted = fixed([[i % 2] for i in range(300)], 2, domains)
-    assert metrics.permuted_lift(devoted).exceeded_by(metrics.lift_by_domain(devoted)).all()
+def test_global_violation_is_of_one_layer() -> None:
+    with pytest.raises(ValueError, match="at least one record"):
+        metrics.global_max_violation([])
+    with pytest.raises(ValueError, match=r"experts differ: \[2, 3\]"):
+        metrics.global_max_violation([fixed([[0]], 2), fixed([[0]], 3)])
+    with pytest.raises(ValueError, match=r"layer differ: \[0, 1\]"):
+        metrics.global_max_violation([replace(fixed([[0]], 2), layer=i) for i in (0, 1)])
 
 
-def test_the_baseline_depends_on_its_seed_alone() -> None:
-    r = routing(60, 4, 2, domains=("a", "b", "c") * 20)
-    first, again, other = (metrics.permuted_lift(r, rounds=50, seed=s) for s in (0, 0, 1))
-    assert torch.equal(first.low_GE, again.low_GE)
-    assert not torch.equal(first.low_GE, other.low_GE)
-    assert (metrics.permuted_lift(r, coverage=0.5).low_GE >= metrics.permuted_lift(r, coverage=0.99).low_GE).all()
-    assert (first.low_GE <= first.high_GE).all()
+def test_drop_rate_counts_choices() -> None:
+    r = fixed([[0, 1], [0, 2], [0, 1]], 3)
+    assert metrics.drop_rate(kept(r, 1)) == pytest.approx(3 / 6)
+    assert metrics.drop_rate(kept(r, 3)) == 0
+    for wrong in (kept(r, 1).float(), kept(r, 1)[0], [[True]]):
+        with pytest.raises(ValueError, match="bool \\[tokens"):
+            metrics.drop_rate(wrong)
+    with pytest.raises(ValueError, match="at least one choice"):
+        metrics.drop_rate(torch.zeros(0, 2, dtype=torch.bool))
 
 
 def test_margin_knows_who_decided() -> None:
@@ -98,7 +103,9 @@ def test_no_gradient_flows() -> None:
 
 EVERY = (
     metrics.choices, metrics.load, metrics.entropy, metrics.max_violation, metrics.coactivation,
-    metrics.lift_by_domain, metrics.permuted_lift, metrics.router_confidence, metrics.decision_margin,
+    metrics.coactivation_lift, metrics.lift_by_domain, metrics.permuted_lift, metrics.router_confidence,
+    metrics.decision_margin, lambda r: metrics.saturation(r, r), lambda r: metrics.ablation_effect(r, r),
+    lambda r: metrics.global_max_violation([r]),
 )  # fmt: skip
 
 
@@ -109,17 +116,3 @@ def test_what_is_no_routing(metric) -> None:
     empty = Routing.of(torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0, 2))
     with pytest.raises(ValueError, match="at least one token"):
         metric(empty)
-
-
-def test_lift_needs_domains_and_the_same_table() -> None:
-    r = routing(40, 4, 1, domains=("a", "b") * 20)
-    for metric in (metrics.lift_by_domain, metrics.permuted_lift):
-        with pytest.raises(ValueError, match="domains="):
-            metric(routing(4, 4, 1))
-    with pytest.raises(ValueError, match="rounds is 3"):
-        metrics.permuted_lift(r, rounds=3)
-    with pytest.raises(ValueError, match="coverage is 1"):
-        metrics.permuted_lift(r, coverage=1)
-    other = metrics.lift_by_domain(routing(40, 4, 1, domains=("a", "c") * 20))
-    with pytest.raises(ValueError, match="the same Routing"):
-        metrics.permuted_lift(r).exceeded_by(other)

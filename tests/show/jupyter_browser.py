@@ -127,6 +127,15 @@ class Lab:
         settings.write_text(json.dumps(values))
 
 
+def shoot(notebook: Notebook, tmp_path: Path, name: str) -> None:
+    """Keep a picture of the page, in $LABKIT_SCREENSHOTS if that is set; an empty page is a failure."""
+    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
+    folder.mkdir(parents=True, exist_ok=True)
+    picture = folder / f"{name}.png"
+    notebook.page.screenshot(path=picture)
+    assert picture.stat().st_size > 10_000
+
+
 def _private(folder: Path) -> dict[str, str]:
     """An environment whose Jupyter, IPython and matplotlib keep everything under this folder."""
     own = {

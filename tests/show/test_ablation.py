@@ -151,7 +151,7 @@ def test_picture_says_what_it_shows(T, E, K, given):
     w = ablation(records, removals(records, range(E)) if known else None)
     data, meta = w._repr_mimebundle_()
     assert meta["image/png"]["alt"] == data["text/plain"]
-    for words in (f"{E} experts", f"even {100 / E:.1f} %", "nats" if known else "logits"):
+    for words in (f"{E} experts", f"even {100 / E:.3g} %", "nats" if known else "logits"):
         assert words in data["text/plain"]
     assert data[VIEW_MIME]["model_id"] == w.model_id
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from records import large, make, payload
 
 from labkit.core.metrics import load
@@ -124,6 +127,10 @@ def test_a_word_that_does_not_occur_is_said_and_near_ones_are_named():
     assert (w.matches, w.view["lines"], w.detail, w.lit_expert) == (0, [], "", -1)
     assert w.share_E.tolist() == [0.0] * 8
     assert w.view["note"] == "“For” does not occur. But “␣for” does."
+    text = RunningText(("The", "the", "x"), (0, 0, 0))
+    record = make(T=3, E=2, K=1, L=1, domains=None)[0]
+    two = contexts(replace(record, tokens=text.texts), word="THE")
+    assert two.view["note"] == "“THE” does not occur. But “The”, “the” do."
     w.occurrence = 0
     w.word = " for"
     assert w.matches > 0
@@ -164,6 +171,42 @@ def test_picture_says_what_it_shows(records, word, state):
     alt = meta["image/png"]["alt"]
     assert w.view["note"] in alt
     assert w.detail in alt
+
+
+def test_the_lit_expert_is_said_in_words():
+    w = contexts(make(T=300, E=8), word=" for")
+    w.lit_expert = 3
+    mine, everyone = (f"{100 * share_E[3]:.3g} %" for share_E in (w.share_E, w.baseline_E))
+    assert w.detail.endswith(f" Lit: expert 3, with {mine} of this word's choices and {everyone} of all.")
+
+
+def test_a_word_of_any_length_is_said_in_short():
+    w = contexts(make(T=300), word="z" * 5000)
+    assert "z" * 59 + "…” does not occur" in w.view["note"]
+    assert len(w.picture().alt) < 300
+    assert w.word == "z" * 5000
+
+
+LINE = "def f(x):\n  return x + 1 # the other\n"
+
+
+@pytest.mark.parametrize(
+    ("E", "K", "text", "word"),
+    [(8, 2, None, " for"), (16, 4, None, " for"), (64, 8, None, " for"), (16, 4, LINE, "return x + 1 # the other")],
+)
+def test_texts_of_the_picture_touch_neither_each_other_nor_the_chips(E, K, text, word):
+    figure = contexts(make(T=700, E=E, K=K, domains=("arithmetic", "mathematics"), text=text), word=word).picture()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    ax = next(a for a in figure.axes if "Occurrences" in a.get_title("left") + a.get_title())
+    chips = [chip.get_window_extent() for chip in ax.patches]
+    texts = [text for text in ax.texts if text.get_text() and not text.get_text().isdigit()]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    assert len(boxes) > 20
+    for i, box in enumerate(boxes):
+        row = [b for b in boxes[i + 1 :] if abs(b.y0 + b.y1 - box.y0 - box.y1) < 8]
+        row += [c for c in chips if c.y0 < (box.y0 + box.y1) / 2 < c.y1]
+        assert not [b for b in row if b.x0 + 0.5 < box.x1 and box.x0 + 0.5 < b.x1]
 
 
 def test_script_asks_nothing_of_the_network():

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from jupyter_browser import shoot
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -39,14 +39,6 @@ def state(notebook) -> list:
     return json.loads(notebook.run(1).strip())
 
 
-def shoot(notebook, tmp_path: Path, name: str) -> None:
-    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"{name}.png"
-    notebook.page.screenshot(path=picture)
-    assert picture.stat().st_size > 10_000
-
-
 def centre(box: dict) -> tuple[float, float]:
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
 
@@ -57,6 +49,12 @@ def test_lift_answers_to_mouse_and_keys(lab, tmp_path):
         page, view = notebook.page, notebook.page.get_by_role("group", name="Domain lift")
         view.wait_for()
         assert state(notebook) == [0, "code", "number", [], {}]
+        view.focus()
+        page.keyboard.press("ArrowRight")
+        view.get_by_role("status").filter(has_text="expert 0 takes").wait_for()
+        assert state(notebook)[3] == [0]
+        view.focus()
+        page.keyboard.press("Escape")
         shoot(notebook, tmp_path, "lift")
 
         first, last = (centre(view.locator(f"circle[data-expert='{e}']").bounding_box()) for e in (2, 5))
@@ -169,4 +167,7 @@ def test_the_kernel_moves_big_and_tiny_drawings_in_both_themes(lab, tmp_path, da
         views.nth(1).get_by_role("status").filter(has_text="expert 1 takes 0.0 %").wait_for()
         notebook.page.get_by_role("group", name="Expert ablation").nth(1).wait_for()
         shoot(notebook, tmp_path, f"domains-big-{'dark' if dark else 'light'}")
+        views.nth(1).focus()
+        notebook.page.keyboard.press("Shift+ArrowLeft")  # goes on from the brush that the kernel made
+        views.nth(1).get_by_role("status").filter(has_text="experts 0 and 1 take").wait_for()
         assert lab.outside == []

@@ -129,6 +129,11 @@ def test_a_path_in_hand_is_put_into_words():
     assert w.detail == ""
 
 
+def test_one_place_is_one_place():
+    note = flow(make(T=1, E=8, K=2), capacity_factor=1.0).view["note"]
+    assert "each expert has 1 place (capacity factor 1)" in note
+
+
 def test_a_value_out_of_range_from_the_browser_changes_nothing():
     w = flow(make(T=50), capacity_factor=1.0)
     view = w.view

@@ -132,6 +132,12 @@ def test_picture_says_what_it_shows(T, E, K, sort):
     assert data[VIEW_MIME]["model_id"] == w.model_id
 
 
+def test_one_domain_is_compared_with_nothing():
+    w = lift_map(make(T=1, E=4, domains=("english",)))
+    assert w.view["note"].startswith("layer 0: every token is of english, so there is nothing to compare")
+    assert "Counted over the one token;" in w.sampled
+
+
 def test_sends_tables_not_tokens():
     w = lift_map(make(T=20_000, E=64, K=8, L=16, domains=("code", "english", "numbers", "d"), sequence=100))
     w.brush = list(range(64))

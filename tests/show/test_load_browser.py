@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
+from jupyter_browser import shoot
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -34,14 +34,6 @@ def runs(names, E=8, K=2, L=2):
 """
 THREE = RUNS + 'w = balance_over_training(runs(["none", "loss", "bias"]))\ndisplay(w)'
 BALANCE = "print(json.dumps([w.step, w.run, w.shown, w.layer, w.loads, w.max_violation]))"
-
-
-def shoot(notebook, tmp_path: Path, name: str) -> None:
-    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"{name}.png"
-    notebook.page.screenshot(path=picture)
-    assert picture.stat().st_size > 10_000
 
 
 def state(notebook, cell: int = 1) -> list:

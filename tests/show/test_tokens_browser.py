@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
+from jupyter_browser import shoot
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(240)]
 
@@ -29,14 +31,6 @@ STATE = {
     "contexts": "print(json.dumps([w.word, w.layer, w.occurrence, w.lit_expert, w.matches, w.whole]))",
 }
 NAMES = {"ribbon": "Token ribbon", "flow": "Token to expert flow", "contexts": "Same word in other contexts"}
-
-
-def shoot(notebook, tmp_path: Path, name: str) -> None:
-    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"{name}.png"
-    notebook.page.screenshot(path=picture)
-    assert picture.stat().st_size > 10_000
 
 
 def opened(notebook, name: str):
@@ -90,6 +84,10 @@ def test_ribbon_answers_to_mouse_and_keys(lab, tmp_path):
         page.keyboard.press("Enter")
         scope.get_by_role("alert").filter(has_text="no token 700; give 0 to 699").wait_for()
         assert state()[0] == 699
+        scope.locator(".tok").first.click()
+        status.filter(has_text="Token 600,").wait_for()
+        assert scope.get_by_role("alert").inner_text() == ""
+        scope.get_by_text("1–2 light that choice of the token").wait_for()
         shoot(notebook, tmp_path, "ribbon-last")
         assert lab.outside == []
 
@@ -108,11 +106,13 @@ def test_flow_answers_to_mouse_and_keys(lab, tmp_path):
         assert state()[3] == [1, 4]
 
         press(scope, page, "ArrowDown", "ArrowRight", "]", "-")
-        status.filter(has_text="capacity factor 3.8").wait_for()
+        status.filter(has_text="capacity factor 4)").wait_for()
         press(scope, page, *["-"] * 12)
-        status.filter(has_text="capacity factor 0.8").wait_for()
+        status.filter(has_text="capacity factor 1)").wait_for()
+        press(scope, page, "-")
+        status.filter(has_text="capacity factor 0.75)").wait_for()
         layer, factor, policy, path, dropped, capacity = state()
-        assert (layer, factor, policy, path, capacity) == (1, 0.8, "position", [2, 5], 140)
+        assert (layer, factor, policy, path, capacity) == (1, 0.75, "position", [2, 5], 132)
         assert dropped > 0.2
         shoot(notebook, tmp_path, "flow-dropped")
 
@@ -122,6 +122,10 @@ def test_flow_answers_to_mouse_and_keys(lab, tmp_path):
         slider = scope.get_by_role("slider", name="Capacity factor")
         slider.focus()
         page.keyboard.press("End")
+        status.filter(has_text="no limit").wait_for()
+        press(scope, page, "-")
+        status.filter(has_text="capacity factor 4)").wait_for()
+        press(scope, page, "+")
         status.filter(has_text="no limit").wait_for()
         assert slider.get_attribute("aria-valuetext") == "no limit"
         press(scope, page, "Escape")
@@ -145,6 +149,7 @@ def test_contexts_answers_to_mouse_and_keys(lab, tmp_path):
         before = state()
         assert before[:3] == [" for", 1, 2]
         press(scope, page, "ArrowRight")
+        status.filter(has_text=f"Lit: expert {(before[3] + 1) % 8}, with").wait_for()
         scope.locator(".line").nth(5).locator(".where").click()
         status.filter(has_text="Occurrence 6 of 40").wait_for()
         shoot(notebook, tmp_path, "contexts")
@@ -169,6 +174,35 @@ def test_contexts_answers_to_mouse_and_keys(lab, tmp_path):
         scope.locator("[data-expert='7']").click(position={"x": 5, "y": 40})
         scope.get_by_text("“def” occurs").wait_for()
         assert [state()[i] for i in (0, 3, 5)] == ["def", 7, True]
+        scope.get_by_label("Word", exact=True).fill("")
+        page.keyboard.press("Enter")
+        scope.get_by_role("alert").filter(has_text="The word is empty").wait_for()
+        for word in (".*", "🙂", "(?", "long" * 1000):
+            scope.get_by_label("Word", exact=True).fill(word)
+            page.keyboard.press("Enter")
+            status.filter(has_text=f"“{word[:40]}").filter(has_text="does not occur").wait_for()
+        assert scope.get_by_role("alert").inner_text() == ""
+        assert scope.evaluate("e => e.scrollWidth <= e.clientWidth")
+        assert state()[0] == "long" * 1000
+        assert lab.outside == []
+
+
+def test_a_view_with_the_keyboard_shows_it_lets_tab_out_and_grows_its_letters_on_a_narrow_page(lab):
+    with lab.open([SETUP, SHOW["flow"], STATE["flow"]], name="focus.ipynb") as notebook:
+        scope, _ = opened(notebook, "flow")
+        page = notebook.page
+        scope.focus()
+        page.keyboard.press("ArrowDown")
+        outline = scope.evaluate("e => getComputedStyle(e).outlineStyle + ' ' + getComputedStyle(e).outlineWidth")
+        assert outline == "solid 3px"
+        for _ in range(12):
+            page.keyboard.press("Tab")
+        assert not scope.evaluate("e => e.contains(document.activeElement)")
+        letters = "e => parseFloat(getComputedStyle(e.querySelector('svg text')).fontSize)"
+        wide = scope.evaluate(letters)
+        page.set_viewport_size({"width": 700, "height": 900})
+        page.locator(".lk.narrow").wait_for()
+        assert scope.evaluate(letters) > wide
         assert lab.outside == []
 
 
@@ -183,6 +217,7 @@ tiny = make(T=1, E=2, K=1, L=1)
 display(ribbon(tiny), flow(tiny), contexts(tiny))
 text = make(T=500, L=2, text="def f(x):⏎␣␣return␣x␣+␣1␣#␣the␣other⏎")
 display(ribbon(text), flow(make(T=9, E=4)), contexts(text, word="the"))
+display(contexts(make(T=90, E=200, K=4)))
 """
 
 
@@ -195,6 +230,10 @@ def test_big_and_tiny_records_draw_in_both_themes(lab, tmp_path, dark):
         groups = [notebook.page.get_by_role("group", name=name, exact=True) for name in NAMES.values()]
         for group in groups:
             group.nth(2).wait_for()
+        numbers = groups[2].nth(3).locator("svg text.small").filter(has_text=re.compile(r"^\d+$"))
+        boxes = sorted((box["x"], box["x"] + box["width"]) for box in (n.bounding_box() for n in numbers.all()))
+        assert len(boxes) > 10
+        assert all(end < start for (_, end), (start, _) in pairwise(boxes))
         assert groups[0].nth(0).locator(".tok[aria-selected=true]").get_attribute("title").startswith("token 500,")
         assert groups[1].nth(0).locator("[data-path]").count() > 100
         assert groups[2].nth(0).locator(".line").count() == 40

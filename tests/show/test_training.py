@@ -133,7 +133,7 @@ def test_picture_says_what_it_shows():
     assert data[VIEW_MIME]["model_id"] == w.model_id
     alt = meta["image/png"]["alt"]
     assert "step 20" in alt
-    assert "none: the busiest expert, 0, gets 100.0 % of the choices (even: 25.0 %)" in alt
+    assert "none: the busiest expert, 0, gets 100.0 % of the choices (even: 25 %)" in alt
     w.shown = ["bias"]
     picture = w.picture()
     assert "none" not in picture.alt

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
+from jupyter_browser import shoot
 
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(180)]
 
@@ -27,14 +26,6 @@ STATE = "print(json.dumps([m.token, m.step, m.expert, [round(b, 2) for b in m.bi
 
 def state(notebook) -> list:
     return json.loads(notebook.run(1).strip())
-
-
-def shoot(notebook, tmp_path: Path, name: str) -> None:
-    folder = Path(os.environ.get("LABKIT_SCREENSHOTS", tmp_path))
-    folder.mkdir(parents=True, exist_ok=True)
-    picture = folder / f"{name}.png"
-    notebook.page.screenshot(path=picture)
-    assert picture.stat().st_size > 10_000
 
 
 def test_microscope_answers_to_mouse_and_keys(lab, tmp_path):

@@ -30,6 +30,7 @@ function render({ model, el: host }) {
   const { root, bar, body, says, sampled } = frame(host, model, "Expert ablation",
     "← → expert · ↑ ↓ domain · S order of the experts · or click an expert");
   root.classList.add("lk-ablation");
+  readableWhenNarrow(root);
   const pickExpert = dropdown(bar, "Expert", [...Array(E).keys()], model.get("expert"), (e) => send(model, { expert: e }));
   const pickDomain = dropdown(bar, "Domain", domains, domains.indexOf(model.get("domain")), (i) => send(model, { domain: domains[i] }));
   const sorting = choice(bar, "Order of the experts", sorts.map((name) => `By ${name}`), sorts.indexOf(model.get("sort")),
@@ -73,7 +74,7 @@ function render({ model, el: host }) {
   }
 
   function drawBars(values, view, top, height, title, line, ticksOf) {
-    const most = Math.max(...values, ...(ticksOf ?? [line]), 1e-9) * 1.1, y = (v) => top + height * (1 - v / most);
+    const most = Math.max(...values, ...(ticksOf ?? [line]), 0.01) * 1.1, y = (v) => top + height * (1 - v / most);
     gridLines(plot, ticks(0, most, 3), y, LEFT, W - RIGHT, (v) => percent(v, most < 0.05 ? 1 : 0));
     el("text", { x: 4, y: top - 12 }, plot, title);
     view.order.forEach((e, i) => {
@@ -89,7 +90,7 @@ function render({ model, el: host }) {
     if (!view.worst.length) return;
     const table = el("table", { "aria-label": "Tokens after which the loss rose most" }, worst);
     const head = el("tr", {}, el("thead", {}, table));
-    const columns = [["loss (nats)", "90px"], ["after this token", ""], ["domain", "110px"]];
+    const columns = [["rise (nats)", "90px"], ["after this token", ""], ["domain", "110px"]];
     for (const [name, width] of columns) el("th", { scope: "col", style: width && `width: ${width}` }, head, name);
     const rows = el("tbody", {}, table);
     for (const one of view.worst) {
@@ -112,7 +113,7 @@ function render({ model, el: host }) {
     el("rect", { class: "held", x: mid(at) - wide / 2, width: wide, y: TOP - 4, height: bottom - TOP + 4 }, plot);
     if (removed) drawEffects(view, tops[0], heights[0]);
     const [load, heirs] = heights.map((_, i) => i).slice(-2);
-    drawBars(view.load, view, tops[load], heights[load], `load of each expert; dashed: even, ${percent(1 / E)}`, 1 / E, null);
+    drawBars(view.load, view, tops[load], heights[load], `load of each expert; dashed: even, ${plain(100 / E)} %`, 1 / E, null);
     const title = view.traced ? `who takes over from expert ${held}` : `next best for the tokens of expert ${held}, by the logits`;
     drawBars(view.heirs, view, tops[heirs], heights[heirs], `${title}; marks: in proportion to load`, null, view.by_load);
     view.order.forEach((e, i) => {

@@ -153,7 +153,7 @@ class Ablation(LabWidget):
 
     def _note(self) -> str:
         e, E = self.expert, len(self._load)
-        said = f"{self.layer}, expert {e} (load {100 * self._load[e]:.1f} %, even {100 / E:.1f} %)"
+        said = f"{self.layer}, expert {e} (load {100 * self._load[e]:.1f} %, even {100 / E:.3g} %)"
         if self.effect:
             said += f": without it the loss of {self.domain} changes by {self.effect[self.domain].told}."
         else:
@@ -167,7 +167,8 @@ class Ablation(LabWidget):
 
     def _said_of_sample(self) -> str:
         base, removed = self._baseline, len(self._without)
-        said = f"Counted over all {base.num_tokens:,} tokens; only shares by expert are sent."
+        tokens = "the one token" if base.num_tokens == 1 else f"all {base.num_tokens:,} tokens"
+        said = f"Counted over {tokens}; only shares by expert are sent."
         if not removed:
             return f"{said} No record without an expert was given, so nothing is known about the loss."
         if self._counted < base.num_tokens:

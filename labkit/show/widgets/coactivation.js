@@ -19,6 +19,7 @@ function render({ model, el: host }) {
   const layers = model.get("layers");
   el("style", {}, host, CSS);
   const ui = frame(host, model, "Co-activation", "← → ↑ ↓ pair · M lift or share · O order · [ ] layer · or click a cell");
+  readableWhenNarrow(ui.root);
   ui.root.classList.add("lk-pairs");
   const picker = layers.length < 2 ? null : dropdown(ui.bar, "Layer", layers, model.get("layer"), (i) => send(model, { layer: i }));
   const modes = choice(ui.bar, "What a colour means", ["Lift over chance", "Share of tokens"], 0, (i) => send(model, { mode: MODES[i] }));

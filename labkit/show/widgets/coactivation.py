@@ -117,7 +117,7 @@ class CoactivationMap(LabWidget):
 
     def _in_shares(self, pairs: Pairs) -> dict[str, Any]:
         chance, E, K = pairs.random_share, pairs.record.num_experts, pairs.record.top_k
-        top = max(float(pairs.share_EE[pairs.apart_EE].max()) if E > 1 else 0.0, 1.5 * chance, 1e-9)
+        top = max(float(pairs.share_EE[pairs.apart_EE].max()) if E > 1 else 0.0, 1.5 * chance) or 0.01
         return {
             "levels": _rows(pairs.share_EE / top * (len(self.ramp) - 1), pairs.apart_EE),
             "title": "share of all tokens that chose both experts",

@@ -14,17 +14,20 @@ const HOUSE_CSS = `
 .lk button[aria-pressed=true] { border-color: currentColor; font-weight: 700; box-shadow: inset 0 -3px 0 var(--lk-lit); }
 .lk label { display: inline-flex; gap: 6px; align-items: center; }
 .lk input[type=range] { width: 180px; accent-color: var(--lk-lit); }
-.lk :focus-visible { outline: 3px solid var(--lk-lit); outline-offset: 1px; }
+.lk :focus-visible, .lk:focus-visible { outline: 3px solid var(--lk-lit); outline-offset: 1px; }
+.lk:focus-visible { outline-offset: -3px; }
 .lk svg { display: block; width: 100%; height: auto; user-select: none; }
 .lk canvas { display: block; max-width: 100%; }
 .lk text { fill: currentColor; font-size: 12px; }
 .lk text.small { font-size: 11px; }
+.lk.narrow text { font-size: 14px; }
+.lk.narrow text.small { font-size: 13px; }
 .lk .halo { paint-order: stroke; stroke-width: 3px; stroke-linejoin: round;
   stroke: var(--jp-layout-color0, var(--vscode-editor-background, Canvas)); }
 .lk .rule { stroke: currentColor; stroke-opacity: .25; }
 .lk .axis { stroke: currentColor; stroke-width: 1.2; }
 .lk .dash { stroke: currentColor; stroke-width: 1.2; stroke-dasharray: 5 4; fill: none; }
-.lk .says, .lk .keys, .lk .sampled { margin: 4px 0; }
+.lk .says, .lk .keys, .lk .sampled { margin: 4px 0; overflow-wrap: anywhere; }
 .lk .keys, .lk .sampled { opacity: .75; font-size: 12px; }
 .lk .error { color: var(--jp-error-color1, #b00020); font-weight: 600; }
 `;
@@ -174,4 +177,9 @@ function colorLegend(group, colors, x0, y0, wide, marks) {
     el("line", { class: "axis", x1: x, x2: x, y1: y0 - (baseline ? 4 : 0), y2: y0 + 14 }, group);
     el("text", { class: "small", x, y: y0 + (baseline ? -7 : 26), "text-anchor": "middle", "font-weight": baseline ? 700 : 400 }, group, text);
   }
+}
+
+// Larger letters in a drawing made for 840 units where the page leaves it much less room.
+function readableWhenNarrow(root) {
+  new ResizeObserver(() => root.classList.toggle("narrow", root.clientWidth > 0 && root.clientWidth < 640)).observe(root);
 }

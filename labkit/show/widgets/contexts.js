@@ -25,6 +25,7 @@ function render({ model, el: host }) {
   const ui = frame(host, model, "Same word in other contexts", "↑ ↓ occurrence · ← → expert · [ ] layer · / type a word · N P next or previous word of the list · "
     + "W whole words · click a token to follow it");
   el("style", {}, host, CTX_CSS);
+  readableWhenNarrow(ui.root);
 
   const input = el("input", { type: "text", "aria-label": "Word", spellcheck: "false", autocomplete: "off" }, el("label", {}, ui.bar, "Word "));
   const list = dropdown(ui.bar, "Frequent", ["…", ...frequent], 0, (i) => { if (i > 0) send(model, { word: frequent[i - 1] }); });
@@ -45,6 +46,7 @@ function render({ model, el: host }) {
     const high = Math.max(...view.share, ...view.baseline, 1e-9), base = CTX_TOP + CTX_BARS;
     const tables = view.rows.flatMap(([name, n, share, all]) => [[`${name}, ${n.toLocaleString("en")}×`, share], [`${name}, all tokens`, all]]);
     const H = base + 34 + tables.length * CTX_ROW + Math.floor(tables.length / 2) * 4;
+    const every = E <= 16 ? 1 : 4 * Math.ceil(E / 80);
     svg.replaceChildren();
     set(svg, { viewBox: `0 0 ${CTX_W} ${H}`, "aria-label": `Share of the choices of ${word} for each of ${E} experts, beside that of all tokens` });
     const y = (v) => base - (CTX_BARS * v) / high, barW = Math.min(46, wide * 0.7);
@@ -54,8 +56,8 @@ function render({ model, el: host }) {
       const fill = few ? own(e) : e === lit ? model.get("lit") : model.get("grey");
       el("rect", { x: x(e) - barW / 2, y: y(v), width: barW, height: base - y(v), fill, "data-bar": e }, svg);
       el("line", { class: "axis", x1: x(e) - wide * 0.45, x2: x(e) + wide * 0.45, y1: y(view.baseline[e]), y2: y(view.baseline[e]), "stroke-width": 2 }, svg);
-      if (E <= 16 || e % 4 === 0 || e === lit) {
-        const near = E > 16 && e !== lit && lit >= 0 && Math.abs(e - lit) * wide < 18;
+      if (e % every === 0 || e === lit) {
+        const near = e !== lit && lit >= 0 && Math.abs(e - lit) * wide < 26;
         if (!near) el("text", { class: "small", x: x(e), y: base + 15, "text-anchor": "middle", "font-weight": e === lit ? 800 : 400 }, svg, String(e));
       }
     });
@@ -72,7 +74,7 @@ function render({ model, el: host }) {
   }
 
   function drawRow(name, share, most, top, quiet) {
-    const text = name.length > 28 ? name.slice(0, 27) + "…" : name;
+    const text = name.length > 25 ? name.slice(0, 24) + "…" : name;
     el("text", { class: "small", x: CTX_L - 8, y: top + 13, "text-anchor": "end", opacity: quiet ? 0.75 : 1 }, svg, text);
     share.forEach((v, e) => {
       const ground = shade(model, v / most);
@@ -132,6 +134,7 @@ function render({ model, el: host }) {
 
   function drawWords() {
     const at = model.get("layer"), word = model.get("word");
+    error.textContent = "";
     layer?.show(at, names[at]);
     if (document.activeElement !== input && input.getRootNode().activeElement !== input) input.value = shown(word);
     list.value = frequent.indexOf(shown(word)) + 1;

@@ -24,6 +24,7 @@ from labkit.show.widgets.running_text import RunningText
 SHOWN = 40
 LETTERS = 26
 DOMAINS = 4
+LONGEST = 60
 
 
 class Contexts(LabWidget):
@@ -72,7 +73,7 @@ class Contexts(LabWidget):
         self._look_up()
         self.observe(self._look_up, names=["word", "whole"])
         self.observe(self._decide, names=["layer"])
-        self.observe(self._say, names=["occurrence", "view"])
+        self.observe(self._say, names=["occurrence", "lit_expert", "view"])
         self.observe(self._go_on, names=["follow"])
 
     @property
@@ -186,7 +187,7 @@ class Contexts(LabWidget):
         ]
 
     def _note(self, share_E: Tensor) -> str:
-        shown, n = visible(self.word), len(self._runs)
+        shown, n = _short(visible(self.word)), len(self._runs)
         if n == 0:
             return f"“{shown}” does not occur{' as a whole word' if self.whole else ''}.{self._instead()}"
         top, baseline = int(share_E.argmax()), self.baseline_E
@@ -203,7 +204,7 @@ class Contexts(LabWidget):
         """Tokens that differ from the word only in spaces or case."""
         bare = visible(self.word).strip("␣").lower()
         near = [text for text in self.frequent if text.strip("␣").lower() == bare]
-        return f" But {', '.join(f'“{text}”' for text in near)} does." if near else ""
+        return f" But {', '.join(f'“{text}”' for text in near)} {'does' if len(near) == 1 else 'do'}." if near else ""
 
     def _say(self, change: Any = None) -> None:
         lines = self.view["lines"]
@@ -219,13 +220,25 @@ class Contexts(LabWidget):
         self.detail = (
             f"Occurrence {self.occurrence + 1} of {len(lines)} shown ({where}token {line['last']:,}): "
             f"expert{'s' if len(line['ids']) > 1 else ''} {experts}; the decision is that of {run}."
+            f"{self._lit_in_words()}"
         )
+
+    def _lit_in_words(self) -> str:
+        e = self.lit_expert
+        if e < 0:
+            return ""
+        mine, everyone = 100 * self.view["share"][e], 100 * self.view["baseline"][e]
+        return f" Lit: expert {e}, with {mine:.3g} % of this word's choices and {everyone:.3g} % of all."
 
     def picture(self) -> Picture:
         """The word's load beside everyone's, and the first occurrences, as they stand."""
         from labkit.show.widgets.contexts_picture import draw
 
         return draw(self)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def _rounded(values: Tensor) -> list[float]:

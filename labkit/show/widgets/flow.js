@@ -18,6 +18,7 @@ function render({ model, el: host }) {
   const [low, high] = model.get("factors"), STEP = 0.05, off = high + STEP;
   const ui = frame(host, model, "Token to expert flow", "↑ ↓ expert · ← → group · [ ] layer · − + capacity · O no limit · P policy · Escape no path · or hover");
   el("style", {}, host, FLOW_CSS);
+  readableWhenNarrow(ui.root);
 
   const layer = L > 1 ? slider(ui.bar, "Layer", 0, L - 1, 1, model.get("layer"), (v) => gently({ layer: v })) : null;
   const capacity = slider(ui.bar, "Capacity factor", low, off, STEP, off, (v) => setFactor(v));
@@ -124,10 +125,10 @@ function render({ model, el: host }) {
       el("text", { class: "small", x: x(t), y: y(1) + 16, "text-anchor": "middle" }, load, `${plain(100 * t)} %`);
     }
     el("line", { class: "dash", x1: x(E1), x2: x(E1), y1: FLOW_TOP - 6, y2: y(1) }, load);
-    el("text", { class: "small halo", x: x(E1), y: y(1) + 32, "text-anchor": "middle" }, load, `even, 1/E = ${percent(E1)}`);
+    el("text", { class: "small halo", x: x(E1), y: y(1) + 32, "text-anchor": "middle" }, load, `even, 1/E = ${plain(100 * E1)} %`);
     if (limit && limit <= top) {
       el("line", { x1: x(limit), x2: x(limit), y1: FLOW_TOP - 6, y2: y(1), stroke: model.get("lit"), "stroke-width": 2 }, load);
-      el("text", { class: "small halo", x: Math.min(x(limit), LOAD_R - 24), y: FLOW_TOP - 10, "text-anchor": "middle" }, load, `capacity ${percent(limit)}`);
+      el("text", { class: "small halo", x: Math.min(x(limit), LOAD_R - 24), y: FLOW_TOP - 10, "text-anchor": "middle" }, load, `capacity ${plain(100 * limit)} %`);
     }
   }
 
@@ -174,7 +175,13 @@ function render({ model, el: host }) {
     if (next !== undefined) hold(dg ? [next, e] : [g, next]);
   }
 
-  const more = (by) => setFactor((now("capacity_factor") ?? off) + by);
+  // From no limit down to the largest factor, from there in equal steps, so that 1 is always one of them.
+  function more(by) {
+    const factor = now("capacity_factor");
+    if (factor === null) return by < 0 ? setFactor(high) : undefined;
+    setFactor(by > 0 && factor < high ? Math.min(factor + by, high) : factor + by);
+  }
+
   const step = (by) => gently({ layer: clampTo(now("layer") + by, 0, L - 1) });
   const turn = () => gently({ policy: POLICY[1 - POLICY.indexOf(now("policy"))] });
   onKeys(ui.root, {

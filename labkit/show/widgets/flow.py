@@ -157,9 +157,10 @@ class Flow(LabWidget):
                 f"{_percent(float(share_E[busiest]))} of them; an even load is 1/E = {_percent(1 / r.num_experts)}."
             )
         nothing = float((~self._kept_TK.any(1)).double().mean())
+        places = _count(self.capacity, "place")
         order = "first come, first served" if self.policy == "position" else "the highest score first"
         return (
-            f"{choices}; each expert has {self.capacity:,} places (capacity factor {self.capacity_factor:g}), {order}: "
+            f"{choices}; each expert has {places} (capacity factor {self.capacity_factor:g}), {order}: "
             f"{_percent(self.drop_rate)} of the choices are dropped, and {_percent(nothing)} of the tokens lose every "
             "choice."
         )

@@ -25,12 +25,13 @@ function render({ model, el: host }) {
   const E = model.get("view").order.length, wide = (W - LEFT - RIGHT) / E, cellH = clampTo(Math.floor(200 / G), 12, 22);
   const gridTop = TOP + PLOT + GAP, H = gridTop + G * cellH + FOOT, id = "lk" + Math.random().toString(36).slice(2);
   const every = Math.ceil(E / 24), mid = (i) => LEFT + (i + 0.5) * wide;
-  let cursor = 0, anchor = 0, dragging = false, pending = null;
+  let cursor = -1, anchor = 0, dragging = false, pending = null;
 
   el("style", {}, host, CSS);
   const { root, bar, body, says } = frame(host, model, "Domain lift",
     "← → expert · Shift + ← → brush · Esc no brush · ↑ ↓ domain · [ ] layer · S order · or drag over the experts");
   root.classList.add("lk-lift");
+  readableWhenNarrow(root);
   const pickLayer = dropdown(bar, "Layer", layers, model.get("layer"), (i) => send(model, { layer: i }));
   const pickDomain = dropdown(bar, "Domain", domains, domains.indexOf(model.get("domain")), (i) => send(model, { domain: domains[i] }));
   const sorts = ["number", "lift"];
@@ -58,6 +59,7 @@ function render({ model, el: host }) {
   }
 
   svg.addEventListener("pointerdown", (event) => {
+    if (event.button !== 0) return;
     const place = at(event), row = Math.floor((place.y - gridTop) / cellH);
     event.preventDefault();
     root.focus();
@@ -82,8 +84,16 @@ function render({ model, el: host }) {
   });
   svg.addEventListener("pointercancel", () => { dragging = false; pending = null; drawOver(); });
 
+  // A brush that came from elsewhere (the kernel, another view, another order) is where the keys go on.
+  function followBrush() {
+    const order = model.get("view").order, held = model.get("brush").map((e) => order.indexOf(e));
+    if (!held.length || held.includes(cursor)) return;
+    [anchor, cursor] = [Math.min(...held), Math.max(...held)];
+  }
+
   function step(by) {
     return (extend) => {
+      followBrush();
       cursor = clampTo(cursor + by, 0, E - 1);
       if (!extend) anchor = cursor;
       brushTo(range(anchor, cursor));
@@ -146,6 +156,7 @@ function render({ model, el: host }) {
 
   function drawOver() {
     const view = model.get("view"), held = new Set(pending ?? model.get("brush"));
+    if (pending === null) followBrush();
     over.replaceChildren();
     view.order.forEach((e, i) => {
       if (!held.has(e)) return;

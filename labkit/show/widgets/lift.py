@@ -125,10 +125,15 @@ class LiftMap(LabWidget):
     def _said_of_counts(self) -> str:
         unit = "whole sequences" if self.table.unit == "sequence" else "single tokens"
         T = self._records[0].num_tokens
-        said = f"Counted over all {T:,} tokens; only shares by domain and expert are sent. "
+        said = f"Counted over {_all_of(T)}; only shares by domain and expert are sent. "
         return said + f"Grey: the middle 95 % of {ROUNDS} shuffles of the labels among {unit}."
 
     def _said_of_domain(self) -> str:
+        if len(self.domains) == 1:
+            return (
+                f"{self.layers[self.layer]}: every token is of {self.domain}, so there is nothing to compare and every "
+                "lift is 1; trace text of two domains or more."
+            )
         lift_E, outside_E = self._row("lift_GE"), self._row("outside_GE")
         E, best, worst = len(lift_E), int(lift_E.argmax()), int(lift_E.argmin())
         surely = int(self._row("surely_GE").sum())
@@ -201,6 +206,10 @@ def _cells(figure: Picture, ax: Axes, table: LayerTable, order: list[int]) -> No
 
 def _short(values: torch.Tensor) -> list:
     return (values.double() * 1e4).round().div(1e4).tolist()
+
+
+def _all_of(tokens: int) -> str:
+    return "the one token" if tokens == 1 else f"all {tokens:,} tokens"
 
 
 def _number(value: Any) -> str:

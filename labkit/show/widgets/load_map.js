@@ -11,6 +11,7 @@ function render({ model, el: host }) {
   const colors = model.get("ramp");
 
   const ui = frame(host, model, "Load map", "← → expert · ↑ ↓ layer · Home End first, last column · S sort · or click a cell");
+  readableWhenNarrow(ui.root);
   const sorting = choice(ui.bar, "Sort the experts", ["By number", "By load in this layer", "By overall load"], 0,
     (i) => send(model, { sort: SORTS[i] }));
   const svg = el("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": "Load of each expert in each layer" }, ui.body);
@@ -84,7 +85,7 @@ function render({ model, el: host }) {
     const i = ranking.indexOf(expert), x = LEFT + (i + 0.5) * wide;
     el("path", { d: `M${x} ${y(0) + 1}l-5 7h10z`, fill: model.get("lit") }, profile);
     el("line", { class: "dash", x1: LEFT, x2: W - RIGHT, y1: y(1), y2: y(1) }, profile);
-    el("text", { class: "small halo", x: W - RIGHT, y: y(1) - 4, "text-anchor": "end" }, profile, `even, 1/E = ${percent(1 / E)}`);
+    el("text", { class: "small halo", x: W - RIGHT, y: y(1) - 4, "text-anchor": "end" }, profile, `even, 1/E = ${plain(100 / E)} %`);
     el("line", { class: "axis", x1: LEFT, x2: W - RIGHT, y1: y(0), y2: y(0) }, profile);
     axis(profile, ranking, y(0) + 22, "expert");
   }

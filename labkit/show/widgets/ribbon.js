@@ -24,8 +24,9 @@ const RIBBON_CSS = `
 function render({ model, el: host }) {
   const T = model.get("num_tokens"), E = model.get("num_experts"), names = model.get("names"), L = names.length;
   const few = E <= model.get("palette").length, id = "lk" + Math.random().toString(36).slice(2);
-  const ui = frame(host, model, "Token ribbon", "← → token · ↑ ↓ layer · PageUp PageDown page · Home End · 1–9 light the token's "
-    + "first … ninth choice · 0 light none · or click");
+  const K = Math.min(9, model.get("detail").ids[0].length), choices = K > 1 ? `1–${K} light that choice` : "1 light the choice";
+  const ui = frame(host, model, "Token ribbon", `← → token · ↑ ↓ layer · PageUp PageDown page · Home End · ${choices} of the token `
+    + "· 0 light none · or click");
   el("style", {}, host, RIBBON_CSS);
 
   const layer = L > 1 ? slider(ui.bar, "Layer", 0, L - 1, 1, model.get("layer"), (v) => toLayer(v)) : null;
@@ -102,6 +103,7 @@ function render({ model, el: host }) {
 
   function drawToken() {
     const view = model.get("window"), at = model.get("token") - view.start;
+    error.textContent = "";
     spans.forEach((span, i) => span.setAttribute("aria-selected", String(i === at)));
     if (!spans[at]) return;
     text.setAttribute("aria-activedescendant", spans[at].id);
@@ -147,7 +149,7 @@ function render({ model, el: host }) {
     ui.says.textContent = `${model.get("detail").note} ${model.get("window").note}`;
   }
 
-  const move = (t) => { error.textContent = ""; send(model, { token: clampTo(t, 0, T - 1) }); };
+  const move = (t) => { error.textContent = ""; go.value = model.get("token"); send(model, { token: clampTo(t, 0, T - 1) }); };
   const page = (by) => {
     const start = clampTo(model.get("start") + by * model.get("length"), 0, Math.max(0, T - 1));
     if (start !== model.get("start")) send(model, { start });

@@ -8,6 +8,7 @@ function render({ model, el: host }) {
   const names = model.get("names"), steps = model.get("steps"), layers = model.get("layers");
   const ui = frame(host, model, "Balance over training",
     "← → step · Home End first, last · space play, pause · ↑ ↓ run in hand · 1–6 show, hide a run");
+  readableWhenNarrow(ui.root);
   let timer = null, bars = [], marks = [], notice = "";
 
   const play = el("button", { type: "button", "aria-label": "Play" }, ui.bar, "▶ Play");
@@ -89,7 +90,7 @@ function render({ model, el: host }) {
     }
     const step = wide / E, rects = [...Array(E).keys()].map((e) => el("rect", { x: x0 + (e + 0.1) * step, width: step * 0.8 }, group));
     el("line", { class: "dash", x1: x0, x2: x0 + wide, y1: y(even), y2: y(even) }, group);
-    el("text", { class: "small halo", x: x0 + wide, y: y(even) - 4, "text-anchor": "end" }, group, `1/E = ${percent(even)}`);
+    el("text", { class: "small halo", x: x0 + wide, y: y(even) - 4, "text-anchor": "end" }, group, `1/E = ${plain(100 * even)} %`);
     el("line", { class: "axis", x1: x0, x2: x0 + wide, y1: y(0), y2: y(0) }, group);
     for (let e = 0; e < E; e += Math.ceil(E / 8)) el("text", { class: "small", x: x0 + (e + 0.5) * step, y: y(0) + 14, "text-anchor": "middle" }, group, e + (view.ranked ? 1 : 0));
     el("text", { class: "small", x: x0 + wide / 2, y: y(0) + 28, "text-anchor": "middle" }, group, view.ranked ? "rank of the expert in its layer" : "expert");

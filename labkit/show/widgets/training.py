@@ -152,7 +152,7 @@ class BalanceOverTraining(LabWidget):
         loads = self.loads[name]
         busiest, idle = max(range(len(loads)), key=loads.__getitem__), sum(v == 0 for v in loads)
         who = "the busiest expert of a layer" if self.layer < 0 else f"the busiest expert, {busiest},"
-        said = f"{name}: {who} gets {_percent(loads[busiest])} of the choices (even: {_percent(1 / len(loads))})"
+        said = f"{name}: {who} gets {_percent(loads[busiest])} of the choices (even: {100 / len(loads):.3g} %)"
         said += f", experts with nothing to do: {idle} of {len(loads)}" if idle and self.layer >= 0 else ""
         said += f", MaxVio {self.max_violation[name]:.2f}, entropy {self.entropy[name]:.3f}"
         said += f", mean loss {self.loss[name]:.3f} nats" if name in self.loss else ""

@@ -1,8 +1,9 @@
 """Any mixture-of-experts model, read while it runs: hooks on its routers write down what they decide.
 
 Two kinds of routers are understood: our own, which answer a `Routing`, and those of transformers (5.15 and newer),
-which answer `(logits [T, E], scores [T, K], ids [T, K])`: Mixtral, OLMoE, Qwen, DeepSeek, GPT-OSS, GLM, Granite and
-some thirty more. The model is left as it was: weights, mode, hooks, random numbers.
+which answer `(logits [T, E], scores [T, K], ids [T, K])`: Mixtral, OLMoE, Qwen, DeepSeek, GPT-OSS, GLM, Granite, Gemma
+and some thirty more (Jamba's in 5.23, in 5.17 not yet). The model is left as it was: weights, mode, hooks, random
+numbers.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,7 +37,7 @@ def trace(
     batch: Any,
     *,
     tokenizer: Any = None,
-    ablate: Pair | Sequence[Pair] = (),
+    ablate: Pair | Sequence[Pair] | None = None,
     batch_size: int = 8,
 ) -> tuple[Routing, ...]:
     """What every router of a model decides for a batch of labelled text: one record a sparse layer, in order.
@@ -54,7 +56,7 @@ def trace(
     Returns records on the CPU, without gradients and without padding: logits as they leave the linear layer (float32
     or wider), experts in order of their score, the score that the model applies; `layer`, the number in the model;
     `tokens` and `domains` where they are known; `sequence_T`; and `loss_T`, the cross-entropy of the next token in
-    nats, where the model answers logits over a vocabulary.
+    nats, where the model answers logits as wide as its `vocab_size`.
 
     Raises ValueError for a model without such routers (saying what was looked for), a batch that cannot be read or is
     longer than the model's positions, an expert that is not there, and one that the router chose though it was taken
@@ -88,7 +90,7 @@ def trace(
         _take_out(_survey(model, heard, whole), _pairs(ablate), stack)
         for part in whole.parts(batch_size):
             heard.decisions.clear()
-            losses_BS = _losses(_call(model, part), part)
+            losses_BS = _losses(_call(model, part), part, _vocabulary(model))
             parts.append([_record(d, part, first, losses_BS) for d in heard.decisions])
             first += len(part.ids_BS)
     records = tuple(_joined(layer) for layer in zip(*parts, strict=True))
@@ -112,10 +114,13 @@ class _Heard:
     """What the hooks have heard: decisions in the order in which they were made, and answers that were none."""
 
     decisions: list[_Decision] = field(default_factory=list)
+    products: dict[str, Tensor] = field(default_factory=dict)  # of the linear layers inside routers
     strange: dict[str, str] = field(default_factory=dict)
 
 
 def _pairs(ablate: Any) -> tuple[Pair, ...]:
+    if ablate is None:
+        return ()
     given = tuple(ablate) if isinstance(ablate, (tuple, list)) else (ablate,)
     pairs = (given,) if len(given) == 2 and all(isinstance(part, int) for part in given) else given
     if not all(isinstance(p, (tuple, list)) and len(p) == 2 and all(isinstance(n, int) for n in p) for p in pairs):
@@ -130,15 +135,27 @@ def _check_model(model: nn.Module, batch: Labelled) -> None:
     longest, limit = batch.ids_BS.shape[1], getattr(config, "max_position_embeddings", None)
     if isinstance(limit, int) and longest > limit:
         raise ValueError(f"a sequence has {longest} tokens, the model takes {limit}; cut the text into shorter ones")
-    vocabulary, largest = getattr(config, "vocab_size", None), int(batch.ids_BS[batch.mask_BS].max())
-    if isinstance(vocabulary, int) and largest >= vocabulary:
-        raise ValueError(f"token id {largest} is outside the model's vocabulary of {vocabulary}; is it its tokenizer?")
+    vocabulary, real = _vocabulary(model), batch.ids_BS[batch.mask_BS]
+    for token in (int(real.min()), int(real.max())):
+        if token < 0 or (vocabulary is not None and token >= vocabulary):
+            known = "every vocabulary" if vocabulary is None else f"the model's vocabulary of {vocabulary}"
+            raise ValueError(f"token id {token} is outside {known}; is it of this model's tokenizer, or padding?")
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """V, where the model or its configuration says so."""
+    config = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    size = getattr(config, "vocab_size", getattr(model, "vocab_size", None))
+    return size if isinstance(size, int) else None
 
 
 @contextmanager
 def _left_as_it_was(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside; afterwards every module's own mode and the random states as before."""
     modes = {module: module.training for module in model.modules()}
+    own = [v for module in modes for v in vars(module).values() if isinstance(v, torch.Generator)]
+    states = [generator.get_state() for generator in own]
     devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices):
         try:
@@ -147,6 +164,8 @@ def _left_as_it_was(model: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
+            for generator, state in zip(own, states, strict=True):
+                generator.set_state(state)
 
 
 @contextmanager
@@ -159,31 +178,45 @@ def _listening(model: nn.Module) -> Iterator[_Heard]:
                     lambda module, given, answer, name=name: _hear(heard, name, module, answer)
                 )
                 stack.callback(hook.remove)
+                for part in module.modules():
+                    if part is not module and isinstance(part, nn.Linear):
+                        hook = part.register_forward_hook(lambda _, x, y, name=name: heard.products.update({name: y}))
+                        stack.callback(hook.remove)
         yield heard
 
 
 def _hear(heard: _Heard, name: str, module: nn.Module, answer: Any) -> None:
     number = re.search(r"\.(\d+)\.", f".{name}.")
     layer = int(number[1]) if number else None
+    read = _read(answer, heard.products.pop(name, None))
     if isinstance(answer, Routing):
         values = (answer.logits_TE, answer.topk_ids_TK, answer.topk_scores_TK)
         layer = layer if answer.layer is None else answer.layer
-    elif _is_triple(answer):
-        values = (answer[0], answer[2].long(), answer[1])
-    else:
-        if not isinstance(module, nn.Linear):  # a gate of a SwiGLU or of a shared expert
-            heard.strange[name] = type(module).__name__
+    elif read is not None:
+        values = read
+    else:  # often no router at all, such as the gate of a shared expert
+        heard.strange[name] = type(module).__name__
         return
     heard.decisions.append(_Decision(layer, module, *(value.detach() for value in values)))
 
 
-def _is_triple(answer: Any) -> bool:
-    """Whether this is transformers' (logits [T, E], scores [T, K], ids [T, K])."""
+def _read(answer: Any, product: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Logits, ids and scores out of what a router of transformers answers; None if that is something else.
+
+    The answer is (logits [T, E], scores [T, K], ids [T, K]), or the other way round (Granite's in 5.17). Gemma's has
+    probabilities in place of logits: those are the `product`, what the linear layer inside the router gave.
+    """
     if not (isinstance(answer, tuple) and len(answer) == 3 and all(isinstance(a, Tensor) for a in answer)):
-        return False
-    logits, scores, ids = answer
+        return None
+    logits, scores, ids = answer if answer[0].is_floating_point() else answer[::-1]
     kinds = logits.is_floating_point() and scores.is_floating_point() and not ids.is_floating_point()
-    return kinds and logits.ndim == ids.ndim == 2 and scores.shape == ids.shape and len(logits) == len(ids)
+    if not (kinds and logits.ndim == ids.ndim == 2 and scores.shape == ids.shape and len(logits) == len(ids)):
+        return None
+    if product is not None and product.numel() == logits.numel():
+        product = product.reshape(logits.shape)
+        if torch.allclose(product.float().softmax(-1), logits.float(), atol=1e-4):
+            logits = product
+    return logits, ids.long(), scores
 
 
 def _survey(model: nn.Module, heard: _Heard, batch: Labelled) -> list[_Decision]:
@@ -228,7 +261,8 @@ def _call(model: nn.Module, part: Labelled) -> Any:
     """The model's answer to one batch, with what its forward takes of mask and positions."""
     takes = inspect.signature(model.forward).parameters
     device = next((p.device for p in model.parameters()), part.ids_BS.device)
-    ids_BS, mask_BS = part.ids_BS.to(device), part.mask_BS.to(device)
+    mask_BS = part.mask_BS.to(device)
+    ids_BS = part.ids_BS.to(device).masked_fill(~mask_BS, 0)  # whatever stands there, even −100
     extra: dict[str, Any] = {"use_cache": False} if "use_cache" in takes else {}
     if not bool(mask_BS.all()):
         starts_late = bool((~mask_BS[:, 0]).any())
@@ -243,10 +277,10 @@ def _call(model: nn.Module, part: Labelled) -> Any:
     return model(ids_BS, **extra)
 
 
-def _losses(answer: Any, part: Labelled) -> Tensor | None:
-    """The next token's cross-entropy at each position, NaN where none follows; [B, S]. None without logits."""
+def _losses(answer: Any, part: Labelled, vocabulary: int | None) -> Tensor | None:
+    """The next token's cross-entropy at each position, NaN where none follows; [B, S]. None without logits of V."""
     logits_BSV = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
-    if logits_BSV is None or logits_BSV.shape[:2] != part.ids_BS.shape:
+    if vocabulary is None or logits_BSV is None or logits_BSV.shape != (*part.ids_BS.shape, vocabulary):
         return None
     losses_BS = torch.full(part.ids_BS.shape, float("nan"))
     for row, (ids_S, mask_S) in enumerate(zip(part.ids_BS, part.mask_BS, strict=True)):
@@ -286,7 +320,7 @@ def _joined(records: Sequence[Routing]) -> Routing:
 
     return Routing.of(
         cat("logits_TE"), cat("topk_ids_TK"), cat("topk_scores_TK"), layer=one.layer, sequence_T=cat("sequence_T"),
-        tokens=None if one.tokens is None else sum((r.tokens for r in records), ()),
-        domains=None if one.domains is None else sum((r.domains for r in records), ()),
+        tokens=None if one.tokens is None else tuple(chain.from_iterable(r.tokens for r in records)),
+        domains=None if one.domains is None else tuple(chain.from_iterable(r.domains for r in records)),
         loss_T=None if one.loss_T is None else cat("loss_T"),
     )  # fmt: skip
