@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 RECIPE := pyproject.toml constraints.txt
 STAMP_LAB := $(VENV)/.labkit-lab
 STAMP_TEST := $(VENV)/.labkit-test
+STAMP_COLAB := $(VENV)/.labkit-colab
+# What Colab ships of widgets, beside the environment's own: tests put this folder in front of it.
+COLAB_WIDGETS := ipywidgets==7.7.1 anywidget==0.9.21 ipython_genutils==0.2.0
 OLD_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 # Found only when an environment must be made: the first Python that is new enough.
 FIND_PYTHON = for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
@@ -34,7 +37,7 @@ test: setup-test system ## set everything up, then lint and run all tests
 setup-lab: $(STAMP_LAB) ## only make the environment for the notebooks
 	@echo "✓ ready; for the labkit command: source $(BIN)/activate"
 
-setup-test: $(STAMP_TEST) ## only make the environment for the tests
+setup-test: $(STAMP_TEST) $(STAMP_COLAB) ## only make the environment for the tests
 
 $(BIN)/python:
 	@if [ ! -w . ]; then echo "✗ $(CURDIR) cannot be written; clone the course into a folder of yours"; exit 2; fi
@@ -60,6 +63,12 @@ $(STAMP_TEST): $(RECIPE) | $(BIN)/python
 	@echo "→ installing labkit and what its tests need into $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@ $(STAMP_LAB)
+
+$(STAMP_COLAB): Makefile | $(STAMP_TEST)
+	@echo "→ laying out the widgets that Colab ships, for one test"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+	  --target $(VENV)/colab-widgets $(COLAB_WIDGETS)
+	@touch $@
 
 # Two programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.
 system: ## install Chromium and bubblewrap where possible, else say which tests are skipped

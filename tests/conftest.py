@@ -1,7 +1,7 @@
 """What every test gets: a private home, one thread, no window; and which tests this machine can run.
 
-A test marked `browser`, `sandbox` or `gpu` is skipped where the machine lacks what it needs. `LABKIT_REQUIRE` (a list
-such as "browser,sandbox", set in continuous integration) turns that skip into a failure.
+A test marked `browser`, `sandbox`, `colab` or `gpu` is skipped where the machine lacks what it needs. `LABKIT_REQUIRE`
+(a list such as "browser,sandbox,colab", set in continuous integration) turns that skip into a failure.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import functools
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
@@ -43,6 +45,12 @@ def sandbox_missing() -> str:
     return "" if made.returncode == 0 else f"bubblewrap may not make a sandbox here: {made.stderr.strip()}"
 
 
+def colab_missing() -> str:
+    """Why no notebook can run on the widgets that Colab ships; empty if one can."""
+    folder = Path(sys.prefix) / "colab-widgets"
+    return "" if (folder / "ipywidgets").is_dir() else f"no folder {folder} (make setup-test)"
+
+
 def gpu_missing() -> str:
     """Why no GPU can be used; empty if one can."""
     import torch
@@ -53,6 +61,7 @@ def gpu_missing() -> str:
 PROBES = {
     "browser": functools.cache(browser_missing),
     "sandbox": functools.cache(sandbox_missing),
+    "colab": functools.cache(colab_missing),
     "gpu": functools.cache(gpu_missing),
 }
 

@@ -83,6 +83,7 @@ def test_ci_is_one_executable_that_calls_make_test():
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
     assert path.read_text().rstrip().endswith("make test")
+    assert 'LABKIT_REQUIRE="${LABKIT_REQUIRE-browser,sandbox,colab}"' in path.read_text()
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -112,13 +113,22 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path):
         return [line for line in calls.read_text().splitlines() if line.startswith("-m pip install ")]
 
     assert make("setup-test", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert installs()[0].endswith(" -c constraints.txt -e .[test]")
+    labkit, colab = installs()
+    assert labkit.endswith(" -c constraints.txt -e .[test]")
+    assert f"--no-deps --target {tmp_path / 'venv' / 'colab-widgets'} ipywidgets==" in colab
     assert make("setup-test", "setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(installs()) == 1
+    assert len(installs()) == 2
     for stamp in (tmp_path / "venv").glob(".labkit-*"):
         os.utime(stamp, (0, 0))
     assert make("setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(installs()) == 2
+    assert len(installs()) == 3
+
+
+def test_make_installs_the_widgets_that_colab_ships():
+    shipped = dict(re.findall(r"^\s*([\w-]+)==([\d.]+)$", commands("colab"), re.MULTILINE))
+    installed = dict(re.findall(r"(\w+)==([\d.]+)", (ROOT / "Makefile").read_text("utf-8")))
+    for name in ("ipywidgets", "anywidget"):
+        assert installed[name] == shipped[name]
 
 
 def test_make_refuses_a_wrong_python_and_half_an_environment(tmp_path):

@@ -81,6 +81,8 @@ def assign(numbers: Sequence[str | int], course_dir: Path, root: Path | None = N
     chosen = [labs.lab(number) for number in dict.fromkeys(numbers)]
     if not chosen:
         raise ValueError(f"assign was given no labs; choose from {', '.join(labs.numbers())}")
+    if empty := [lab.number for lab in chosen if lab.is_extra]:
+        raise ValueError(f"{', '.join(empty)} has no exercises to grade; choose from {', '.join(labs.numbers())}")
     course = Path(course_dir)
     _refuse_strangers(course)
     notebooks = {lab.stem: _source(lab, root) for lab in chosen}

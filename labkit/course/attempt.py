@@ -56,7 +56,8 @@ def same(a: Any, b: Any) -> bool:
             and isinstance(b, torch.Tensor)
             and a.dtype == b.dtype
             and a.shape == b.shape
-            and torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+            and torch.equal(a.isnan(), b.isnan())
+            and torch.equal(*(value.nan_to_num(0.0, float("inf"), float("-inf")) for value in (a, b)))
         )
     if type(a) is not type(b):
         return False

@@ -26,7 +26,9 @@ EXTRAS = {
     "nbgrader": "grade",
 }  # fmt: skip
 
-Numbers = Annotated[list[str] | None, typer.Argument(metavar="[NN]...", help="Lab numbers; none means all.")]
+Numbers = Annotated[
+    list[str] | None, typer.Argument(metavar="[NN]...", help="Lab numbers, or gallery; none means all.")
+]
 
 
 @app.command(epilog="Example: labkit doctor")
@@ -39,7 +41,7 @@ def doctor() -> None:
 
 @app.command(epilog="Example: labkit lab 01")
 def lab(
-    number: Annotated[str, typer.Argument(metavar="[NN]", help="The lab to open.")] = "00",
+    number: Annotated[str, typer.Argument(metavar="[NN]", help="The lab to open, or gallery.")] = "00",
     no_open: Annotated[bool, typer.Option("--no-open", help="Only lay the notebook out; start nothing.")] = False,
 ) -> None:
     """Open JupyterLab at a lab. A notebook that you have worked in is never overwritten."""
@@ -82,7 +84,7 @@ def release(
     from labkit.course import labs, solutions
     from labkit.course import release as maker
 
-    chosen = [labs.lab(number) for number in numbers or labs.numbers()]
+    chosen = [labs.lab(number) for number in numbers or labs.notebooks()]
     if not check:
         for each in chosen:
             typer.echo("wrote " + ", ".join(str(path) for path in maker.release(each.number)))

@@ -19,7 +19,7 @@ def shipped(stem: str) -> Path:
     root = checkout(PACKAGE.parent)
     path = (root or PACKAGE) / "notebooks" / f"{stem}.ipynb"
     if not path.is_file():
-        advice = f"make it with: labkit release {stem[:2]}" if root else "install labkit again"
+        advice = f"make it with: labkit release {stem.split('_')[0]}" if root else "install labkit again"
         raise FileNotFoundError(f"there is no notebook {path.name} in {path.parent}; {advice}")
     return path
 

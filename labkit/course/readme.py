@@ -33,18 +33,19 @@ def badges(root: Path) -> str:
 
 
 def labs_table(root: Path) -> str:
-    """One row a lab: what it is, how long it takes, what it wants, which claims it audits."""
+    """One row a lab, then one for each other notebook: what it is, how long it takes, what it wants, what it audits."""
     from labkit.course import labs
     from labkit.course.address import colab_badge, repository
 
     address = repository(root)
     rows = ["| lab | minutes | hardware | exercises | claims | |", "|---|---:|---|---:|---|---|"]
-    for number in labs.numbers():
+    for number in labs.notebooks():
         lab = labs.lab(number)
-        link = f"[{lab.number} · {lab.title}](notebooks/{lab.stem}.ipynb)"
+        title = lab.title if lab.is_extra else f"{lab.number} · {lab.title}"
+        link = f"[{title}](notebooks/{lab.stem}.ipynb)"
         claims = ", ".join(str(claim) for claim in lab.claims) or "–"
         badge = colab_badge(address, lab.stem)
-        rows.append(f"| {link} | {lab.minutes} | {lab.hardware} | {len(lab.exercises)} | {claims} | {badge} |")
+        rows.append(f"| {link} | {lab.minutes} | {lab.hardware} | {len(lab.exercises) or '–'} | {claims} | {badge} |")
     return "\n".join(rows)
 
 

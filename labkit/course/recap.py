@@ -17,7 +17,11 @@ def recap(lab_number: str, answers: str | Sequence[str] | None = None) -> None:
     Raises ValueError for an unknown lab, a letter too many or too few, or a letter that is no choice.
     """
     chosen = labs.lab(lab_number)
-    lab_number, questions = chosen.number, chosen.questions
+    ask(chosen.number, chosen.questions, answers)
+
+
+def ask(key: str, questions: Sequence[Question], answers: str | Sequence[str] | None = None) -> None:
+    """Put questions as `recap` does, and keep the answers under `key`: a lab's number, or "03.clinic"."""
     if answers is not None:
         if len(answers) != len(questions):
             raise ValueError(f"{len(answers)} answers for {len(questions)} questions; give a letter or '-' for each")
@@ -27,7 +31,7 @@ def recap(lab_number: str, answers: str | Sequence[str] | None = None) -> None:
         ]
         for card in cards:
             say(card)
-        _keep(lab_number, questions, letters)
+        _keep(key, questions, letters)
         return
     from IPython import get_ipython
     from IPython.display import display
@@ -36,16 +40,16 @@ def recap(lab_number: str, answers: str | Sequence[str] | None = None) -> None:
         if get_ipython() is None:
             print(question.card(i + 1, None))
         else:
-            display(with_static(_form(lab_number, questions, i), question.card(i + 1, None)), raw=True)
+            display(with_static(_form(key, questions, i), question.card(i + 1, None)), raw=True)
 
 
-def _keep(lab_number: str, questions: Sequence[Question], letters: Sequence[str | None]) -> None:
+def _keep(key: str, questions: Sequence[Question], letters: Sequence[str | None]) -> None:
     given = {str(i + 1): letter for i, letter in enumerate(letters) if letter is not None}
     right = [i for i, letter in given.items() if questions[int(i) - 1].answer(letter).right]
-    progress.update("recaps", lab_number, answers=given, right=len(right), of=len(questions))
+    progress.update("recaps", key, answers=given, right=len(right), of=len(questions))
 
 
-def _form(lab_number: str, questions: Sequence[Question], index: int) -> Any:
+def _form(key: str, questions: Sequence[Question], index: int) -> Any:
     import ipywidgets
 
     question = questions[index]
@@ -57,10 +61,10 @@ def _form(lab_number: str, questions: Sequence[Question], index: int) -> Any:
     def answered(change: dict[str, Any]) -> None:
         letter = change["new"]
         said.value = question.card(index + 1, letter).html()
-        entry = progress.read()["recaps"].get(lab_number, {})
+        entry = progress.read()["recaps"].get(key, {})
         given = {**entry.get("answers", {}), str(index + 1): letter}
         letters = [given.get(str(i + 1)) for i in range(len(questions))]
-        _keep(lab_number, questions, letters)
+        _keep(key, questions, letters)
 
     buttons.observe(answered, names="value")
     return ipywidgets.VBox([heading, buttons, said])

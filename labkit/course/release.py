@@ -64,7 +64,7 @@ def solved_notebook(which: Which, root: Path | None = None) -> NotebookNode:
         if cell.exercise:
             cells.append(_card(labs.find(cell.exercise)))
         grader = _grader(cell)
-        if grader is None and {"parameters", "setup"} & set(cell.tags):
+        if grader is None and not lab.is_extra and {"parameters", "setup"} & set(cell.tags):
             grader = {"grade": False, "solution": False, "locked": True, "grade_id": setup_id(lab.number, setups)}
             setups += 1
         cells.append(_node(cell, grader))
@@ -152,17 +152,18 @@ def card_text(exercise: Exercise) -> str:
 
 def facts_text(lab: Lab, address: str) -> str:
     """What stands under the title: time, hardware, points, claims audited, and the way into Colab."""
-    points = sum(exercise.points for exercise in lab.exercises)
     lines = [
-        f"| Lab {lab.number} | |",
+        f"| {'Notebook' if lab.is_extra else f'Lab {lab.number}'} | |",
         "|---|---|",
         f"| Time | about {lab.minutes} minutes |",
         f"| Hardware | {lab.hardware} |",
-        f"| Exercises | {len(lab.exercises)}, {points} points |",
     ]
-    ledger = f"{address}/blob/main/data/claims.yaml"
-    audited = [f"[{number}]({ledger}) *{claims()[number].wording}*" for number in lab.claims]
-    lines.append(f"| Claims audited | {'; '.join(audited) or 'none'} |")
+    if not lab.is_extra:
+        points = sum(exercise.points for exercise in lab.exercises)
+        ledger = f"{address}/blob/main/data/claims.yaml"
+        audited = [f"[{number}]({ledger}) *{claims()[number].wording}*" for number in lab.claims]
+        lines.append(f"| Exercises | {len(lab.exercises)}, {points} points |")
+        lines.append(f"| Claims audited | {'; '.join(audited) or 'none'} |")
     badge = colab_badge(address, lab.stem)
     return "\n".join([*lines, "", badge] if badge else lines)
 

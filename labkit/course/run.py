@@ -196,7 +196,7 @@ def run(
     """Execute labs and return their results, in order; writes `root/report.html` too.
 
     Args:
-        numbers: the labs, such as ("00", "01"); none means all.
+        numbers: the labs, such as ("00", "01"), and other notebooks ("gallery"); none means all.
         profile: "cpu", "gpu", or "auto".
         jobs: how many notebooks run at a time.
         blank: run the student notebooks, where no exercise is attempted, instead of the solved ones.
@@ -213,7 +213,7 @@ def run(
         raise ValueError(f"jobs is {jobs}; give 1 or more")
     if update and blank:
         raise ValueError("update renews the solved notebooks, so it cannot go with blank; leave one of them out")
-    chosen = [labs.lab(number) for number in numbers or labs.numbers()]
+    chosen = [labs.lab(number) for number in numbers or labs.notebooks()]
     chosen = list({lab.number: lab for lab in chosen}.values())
     if update:
         solutions.folder()

@@ -71,6 +71,8 @@ def test_unknown_and_no_labs(tiny, course):
         assign(["98", "77"], course, tiny.root)
     with pytest.raises(ValueError, match="no labs"):
         assign([], course, tiny.root)
+    with pytest.raises(ValueError, match="gallery has no exercises to grade; choose from 00, 01"):
+        assign(["98", "gallery"], course, tiny.root)
     assert not course.exists()
 
 

@@ -133,7 +133,7 @@ def maker(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "labkit.course.release", module)
     monkeypatch.setattr(labkit.course, "release", module, raising=False)
-    monkeypatch.setattr(labs, "numbers", lambda: ("00", "01"))
+    monkeypatch.setattr(labs, "notebooks", lambda: ("00", "01"))
     monkeypatch.setattr(labs, "lab", lambda n: SimpleNamespace(number=n, stem=f"{n}_made", exercises=()))
     return made
 
@@ -216,6 +216,19 @@ def test_a_wheel_copies_the_notebook_once_and_never_overwrites(wheel):
     (wheel / "00_made.ipynb").write_text("my work")
     assert "the lab is" in invoke("lab", "00", "--no-open").output
     assert (wheel / "00_made.ipynb").read_text() == "my work"
+
+
+def test_the_gallery_is_opened_run_and_released_as_a_lab_is(monkeypatch, tmp_path):
+    assert "gallery.ipynb" in invoke("lab", "gallery", "--no-open").output
+    assert invoke("release", "gallery", "--check").exit_code == 0
+    chosen = []
+    monkeypatch.setattr(runner, "_all", lambda each, labs, jobs, fresh: chosen.extend(labs) or [])
+    monkeypatch.setattr("labkit.course.report.write", lambda root: None)
+    for numbers, expected in (("gallery",), ["gallery"]), ((), list(labs.notebooks())):
+        chosen.clear()
+        runner.run(numbers, profile="cpu", root=tmp_path)
+        assert [lab.number for lab in chosen] == expected
+    assert "gallery" in labs.notebooks()
 
 
 def test_a_notebook_that_is_not_shipped_is_named(wheel):

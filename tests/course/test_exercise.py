@@ -218,6 +218,33 @@ def test_labs_check_themselves():
         Lab("98", "x", "X", 1, "any", (), (DOUBLE,), (QUESTION,) * 4)
 
 
+@pytest.mark.parametrize(
+    ("other", "kept"),
+    [({}, 1), ({"label": "again"}, 1), ({"needs_grad": True}, 2), ({"init": (1,)}, 2)],
+    ids=["the same", "another label", "gradients", "another object"],
+)
+def test_a_case_is_dropped_only_if_it_asks_the_same_once_more(other, kept):
+    case = Case((torch.tensor([1.0, float("nan")]),), label="first")
+    twins = dataclasses.replace(DOUBLE, cases=lambda seed: [case, dataclasses.replace(case, **other)])
+    assert len(twins.inputs((0, 1))) == kept
+
+
+@pytest.mark.parametrize(
+    ("had", "has"),
+    [(float("nan"), 0.0), (0.0, float("nan")), (float("inf"), torch.finfo(torch.float32).max)],
+)
+def test_cleaning_the_input_in_place_is_a_change(had, has):
+    def cleaning(x):
+        x.fill_(has)
+        return torch.zeros(1)
+
+    zero = dataclasses.replace(
+        DOUBLE, reference=lambda x: torch.zeros(1), cases=lambda seed: [Case((torch.tensor([had]),))], oracle=None
+    )
+    assert zero.test(cleaning).diagnosis == "changes_input"
+    assert zero.test(zero.reference).passed
+
+
 def test_cards_are_mimes_in_a_kernel(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.get_ipython", lambda: object())

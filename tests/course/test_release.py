@@ -30,10 +30,9 @@ from labkit.course.release import (
 from labkit.course.shape import lint
 
 STUB = ["# YOUR CODE HERE", "raise NotImplementedError()"]
-NUMBERS = labs.numbers()
 
 
-@pytest.fixture(params=NUMBERS)
+@pytest.fixture(params=labs.notebooks())
 def number(request):
     return request.param
 
@@ -51,6 +50,7 @@ def test_notebooks_on_disk_are_what_the_masters_make(number):
     assert not stale(number), f"run `labkit release`: notebooks/ is behind solutions/ for lab {number}"
 
 
+@pytest.mark.parametrize("number", labs.numbers())
 def test_every_lab_keeps_its_shape(number):
     assert lint(number) == []
 
@@ -148,6 +148,29 @@ def test_facts_stand_under_the_title(tiny):
     assert parameters.metadata.tags == ["parameters"]
     assert [cell.metadata.tags[0] for cell in (facts, colab)] == ["labkit-facts", "labkit-colab"]
     assert set(GENERATED) >= {"labkit-facts", "labkit-colab"}
+
+
+def test_a_notebook_that_is_no_lab_has_nothing_to_grade():
+    assert set(labs.notebooks()) - set(labs.numbers()) == set(labs.extras()) >= {"gallery"}
+    student = student_notebook("gallery")
+    title, facts, colab, parameters = student.cells[:4]
+    assert title.source.startswith("# ")
+    assert facts.source.startswith("| Notebook | |")
+    assert "Exercises" not in facts.source
+    assert [cell.metadata.tags for cell in (colab, parameters)] == [["labkit-colab"], ["parameters"]]
+    assert not any("nbgrader" in cell.metadata for cell in student.cells)
+    assert notebook_path(read_master("gallery")).name == "gallery.ipynb"
+    assert labs.lab("gallery").stem == "gallery"
+
+
+def test_only_a_lab_has_exercises_and_only_a_lab_needs_a_recap(tiny):
+    extra = dataclasses.replace(tiny.lab, number="tour", name="", exercises=(), questions=())
+    assert extra.is_extra
+    assert not tiny.lab.is_extra
+    with pytest.raises(ValueError, match="notebook tour is no lab"):
+        dataclasses.replace(extra, questions=tiny.lab.questions)
+    with pytest.raises(ValueError, match="0 recap questions"):
+        dataclasses.replace(tiny.lab, questions=())
 
 
 def run_colab_cell(source):

@@ -68,7 +68,7 @@ def fake_lab(number):
 def made_up():
     """Three made-up labs in place of the course's own."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(labs, "numbers", lambda: tuple(NOTEBOOKS))
+        patch.setattr(labs, "notebooks", lambda: tuple(NOTEBOOKS))
         patch.setattr(labs, "lab", fake_lab)
         patch.setattr(run, "source_of", lambda lab, blank: (BLANK if blank else NOTEBOOKS)[lab.number])
         patch.setattr(run, "package_digest", lambda: "same")
