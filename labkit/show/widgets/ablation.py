@@ -75,6 +75,7 @@ class Ablation(LabWidget):
         names = [EVERYTHING, *sorted(set(self._baseline.domains or ()))]
         first = max(self._effects, key=lambda e: self._effects[e][EVERYTHING].change, default=int(self._load.argmax()))
         super().__init__(domains=names, expert=first, layer=layer_names(layers)[at])
+        self._in_hand: int | None = None
         self.sampled = self._said_of_sample()
         self._look()
         self.observe(self._look, names=["expert", "domain", "sort"])
@@ -111,7 +112,7 @@ class Ablation(LabWidget):
         return {e: tables.effects(base, record.keep(mask_T)) for e, record in self._without.items()}
 
     def _look(self, change: Any = None) -> None:
-        if change is None or change["name"] == "expert":
+        if self._in_hand != self.expert:  # several traits can change in one message, in any order
             self._take_in_hand()
         E, values = len(self._load), [c for effect in self._effects.values() for c in effect.values()]
         known = [0.0, *(x for c in values for x in (c.change, c.low, c.high) if x is not None)]
@@ -128,7 +129,7 @@ class Ablation(LabWidget):
         }
 
     def _take_in_hand(self) -> None:
-        e = self.expert
+        e = self._in_hand = self.expert
         self.effect = self._effects.get(e, {})
         went_E, self._count = (
             tables.heirs(self._baseline, self._without[e], e)

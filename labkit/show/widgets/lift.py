@@ -66,6 +66,7 @@ class LiftMap(LabWidget):
                 raise ValueError("lift_map got layers whose tokens have different domains; give layers of one batch")
         self._tables: dict[int, LayerTable] = {}
         self.brushed: dict[str, Share] = {}
+        self._brushed_for: tuple[int, list[int]] | None = None
         names = sorted(set(self._records[0].domains))
         super().__init__(layers=layer_names(self._records), domains=names, domain=names[0], layer=layer)
         self.sampled = self._said_of_counts()
@@ -108,7 +109,8 @@ class LiftMap(LabWidget):
 
     def _look(self, change: Any = None) -> None:
         table = self.table
-        if change is None or change["name"] in ("layer", "brush"):
+        if self._brushed_for != (self.layer, self.brush):  # several traits can change in one message, in any order
+            self._brushed_for = (self.layer, list(self.brush))
             self.brushed = set_shares(self._records[self.layer], self.brush) if self.brush else {}
         self.view = {
             "lift": _short(table.lift_GE),
