@@ -33,7 +33,7 @@ VIEWS = {
         lambda: coactivation_map(records()),
         {"layer": 2, "pair": [1, 4], "mode": "raw", "order_by": "cluster"},
     ),
-    "contexts": (lambda: contexts(records()), {"layer": 1, "lit_expert": 2, "occurrence": 1}),
+    "contexts": (lambda: contexts(records()), {"layer": 1, "occurrence": 1}),
     "flow": (lambda: flow(records()), {"layer": 2, "capacity_factor": 0.5, "policy": "score", "path": [1, 3]}),
     "lift": (lambda: lift_map(records()), {"layer": 1, "domain": "english", "sort": "lift", "brush": [2, 4]}),
     "load_map": (lambda: load_map(records()), {"layer": 2, "expert": 5, "sort": "layer"}),
