@@ -76,7 +76,9 @@ def _remark(exercise: Exercise, answer: Callable[..., Any], verdict: Verdict) ->
     if not verdict.passed or exercise.oracle is None:
         return ""
     try:
-        return f"Agrees with {exercise.oracle.name} on {exercise.against_oracle(answer)} of them."
+        if not (count := exercise.against_oracle(answer)):
+            return f"{exercise.oracle.name} of the version installed here can answer none of them: no comparison."
+        return f"Agrees with {exercise.oracle.name} on {count} of them."
     except (AssertionError, ImportError, RuntimeError) as error:
         return f"The comparison with {exercise.oracle.name} did not work out on this machine: {error}"
 

@@ -20,6 +20,7 @@ from labkit.core.routing import Routing
 from labkit.course import labs, progress
 from labkit.course.labs import _03_clinic, _03_mend
 from labkit.course.labs._03_diagnoses import CHARTS, DIAGNOSES, SUSPECTS, clinic
+from labkit.course.labs._03_oracles import switch_turns_away
 from labkit.course.master import read_master
 from labkit.kernels import reference
 from labkit.nn import Router
@@ -120,9 +121,12 @@ def test_a_score_needs_no_second_softmax():
 
 @pytest.mark.parametrize("name", sorted(name for name in EXERCISES if EXERCISES[name].oracle))
 def test_every_reference_agrees_with_its_oracle_on_seeds_that_no_check_draws(name):
+    if name == "keep" and not switch_turns_away():
+        pytest.skip("the Switch router of this transformers never turns a token away")
     assert EXERCISES[name].against_oracle(EXERCISES[name].reference, seeds=(11, 12, 13)) >= 8
 
 
+@pytest.mark.skipif(not switch_turns_away(), reason="this transformers' Switch router never turns a token away")
 def test_the_oracle_of_keep_reads_the_dispatch_wherever_a_version_of_transformers_puts_it(monkeypatch):
     forward = SwitchTransformersTop1Router.forward
 

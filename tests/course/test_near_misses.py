@@ -9,6 +9,7 @@ import pytest
 
 from labkit.course import labs
 from labkit.course.exercise import GRADING_SEEDS
+from labkit.course.labs._03_oracles import switch_turns_away
 
 FOLDER = Path(__file__).parent.parent / "near_misses"
 
@@ -52,6 +53,8 @@ def test_right_answers_written_differently_are_accepted(exercise):
 
 def test_reference_passes_and_agrees_with_its_oracle(exercise):
     assert exercise.test(exercise.reference, (5, 6, 7)).passed
+    if exercise.id == "03.keep" and not switch_turns_away():
+        pytest.skip("the Switch router of this transformers never turns a token away")
     if exercise.oracle is not None:
         assert exercise.against_oracle(exercise.reference, (5, 6)) > 0
 

@@ -39,6 +39,8 @@ def test_the_executed_notebook_has_outputs_and_no_error(stem):
     kinds = [output.output_type for cell in code for output in cell.outputs]
     assert "error" not in kinds
     assert any("image/png" in output.get("data", {}) for cell in code for output in cell.outputs)
+    said = [output.get("data", {}).get("text/plain", "") for cell in code for output in cell.outputs]
+    assert not [text for text in said if "did not work out on this machine" in text]
 
 
 @pytest.mark.notebook
