@@ -830,7 +830,7 @@ value, low, high = interval(gains(best_fixed)[1])
 _ = claim(2, value, low=low, high=high, runs=5, condition=(
     f"relative gain of learned routing over {best_fixed} routing, the best fixed one; accuracy of the next byte of "
     f"held-out text, byte model with 2 of 16 experts of width {WIDTH}, {STEPS} steps, equal FLOPs, five seeds, 95% t "
-    f"interval, on {'a GPU' if device.type == 'cuda' else 'the CPU'}"
+    f"interval, on {runtime.device_name(device)}"
 ))  # fmt: skip
 
 # %% [markdown]

@@ -962,8 +962,9 @@ display(show.contexts(records["fine + shared"][best]))
 # The claim, recorded with all five runs.
 
 # %%
-sizes = f"{STEPS} steps, model width {D}, 63 routed experts and one shared, text of four domains, {device.type}"
-claim(3, statistics.mean(value), low=min(value), high=max(value), runs=len(value), condition=sizes)
+sizes = f"{STEPS} steps, model width {D}, 63 routed experts and one shared, text of four domains"
+where = runtime.device_name(device)
+claim(3, statistics.mean(value), low=min(value), high=max(value), runs=len(value), condition=f"{sizes}, {where}")
 rows = {"routed experts": value, "untrained router": untrained["fine + shared"], "bytes alone": alone["fine + shared"]}
 display(Markdown("\n".join(
     ["| | mean of five seeds | from | to |", "|---|---|---|---|"]

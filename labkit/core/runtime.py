@@ -92,6 +92,18 @@ def seed_all(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def device_name(device: torch.device) -> str:
+    """What a measurement on this device is said to be on: the GPU's own name, or "the CPU".
+
+    >>> import torch
+    >>> device_name(torch.device("cpu"))
+    'the CPU'
+    """
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU"
+
+
 def resolve_profile(profile: str = "auto") -> str:
     """Which size of experiment to run: "cpu" (small) or "gpu" (the real one).
 
