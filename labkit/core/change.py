@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.core.load import need_tokens
+from labkit.core.load import label_ids, need_tokens
 from labkit.core.routing import Routing
 
 
@@ -99,10 +99,7 @@ def ablation_effect(
         raise ValueError(f"ablation_effect: coverage is {coverage}; give a share between 0 and 1")
     before, after = (_one(r) for r in (baseline, ablated))
     change_T, known_T = _loss_change(before, after)
-    labels = before.domains or ("all",) * before.num_tokens
-    names = tuple(sorted(set(labels)))
-    index = {name: i for i, name in enumerate(names)}
-    domain_T = torch.tensor([index[name] for name in labels])
+    names, domain_T = label_ids(before.domains or ("all",) * before.num_tokens)
     sequence_T = torch.arange(before.num_tokens) if before.sequence_T is None else before.sequence_T.cpu()
     draw = torch.Generator().manual_seed(seed)
     rows = []

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from labkit.core.load import choices, need_tokens
+from labkit.core.load import choices, label_ids, need_tokens
 from labkit.core.routing import Routing
 
 _LABELS_AT_ONCE = 2**24  # 64 MB of float32
@@ -183,9 +183,8 @@ def permuted_lift(
 def _domain_ids(r: Routing, who: str) -> tuple[tuple[str, ...], Tensor]:
     if need_tokens(r, who).domains is None:
         raise ValueError(f"{who} needs the domain of each token; build the Routing with domains=…")
-    names = tuple(sorted(set(r.domains)))
-    index = {name: i for i, name in enumerate(names)}
-    return names, torch.tensor([index[name] for name in r.domains], device=r.topk_ids_TK.device)
+    names, domain_T = label_ids(r.domains)
+    return names, domain_T.to(r.topk_ids_TK.device)
 
 
 def _units(r: Routing, domain_T: Tensor, unit: str) -> tuple[str, Tensor, Tensor]:

@@ -6,7 +6,7 @@ Legend: T tokens, E experts, K experts per token. M is the T × E matrix of choi
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,17 @@ def need_tokens(r: Routing, who: str) -> Routing:
     if r.num_tokens == 0:
         raise ValueError(f"{who} needs at least one token; this Routing has none")
     return r
+
+
+def label_ids(labels: Sequence[str]) -> tuple[tuple[str, ...], Tensor]:
+    """The names in alphabetical order, and which of them each label is; [T], int64, on the CPU.
+
+    >>> label_ids(("b", "a", "b"))
+    (('a', 'b'), tensor([1, 0, 1]))
+    """
+    names = tuple(sorted(set(labels)))
+    index = {name: i for i, name in enumerate(names)}
+    return names, torch.tensor([index[label] for label in labels], dtype=torch.int64)
 
 
 def choices(r: Routing) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from labkit.core.config import MoEConfig
 from labkit.core.routing import Routing
 from labkit.kernels.reference import widen
-from labkit.nn.router import Router
+from labkit.nn.router import Router, check_features
 
 UNCHOSEN_GAP = 30.0
 
@@ -67,11 +67,8 @@ class FixedRouter(nn.Module):
         Returns a `Routing` in float32 (float64 for float64 x). Raises ValueError if x does not end in D or is not
         floating point.
         """
-        D, E, K = self.config.d_model, self.config.num_experts, self.config.top_k
-        if x.ndim == 0 or x.shape[-1] != D:
-            raise ValueError(f"x has shape {tuple(x.shape)}; the last dimension must be d_model = {D}")
-        if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}; give floating point (embed token ids first)")
+        check_features(x, self.config.d_model)
+        E, K = self.config.num_experts, self.config.top_k
         dtype = widen(x.new_empty(0)).dtype
         topk_ids_TK = self.choose(x.shape[:-1].numel(), ids, generator).to(x.device)
         chosen = -math.log(K)

@@ -15,6 +15,14 @@ from labkit.core.routing import Routing
 from labkit.kernels.reference import route, widen
 
 
+def check_features(x: Tensor, d_model: int) -> None:
+    """Raise ValueError unless x is [..., D] in floating point: what every router is called with."""
+    if x.ndim == 0 or x.shape[-1] != d_model:
+        raise ValueError(f"x has shape {tuple(x.shape)}; the last dimension must be d_model = {d_model}")
+    if not x.is_floating_point():
+        raise ValueError(f"x has dtype {x.dtype}; give floating point (embed token ids first)")
+
+
 class Router(nn.Module):
     """Which K experts each token goes to, and how much each of them counts.
 
@@ -73,10 +81,7 @@ class Router(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """The linear layer alone: [..., D] to [T, E], in float32 or wider."""
         D = self.config.d_model
-        if x.ndim == 0 or x.shape[-1] != D:
-            raise ValueError(f"x has shape {tuple(x.shape)}; the last dimension must be d_model = {D}")
-        if not x.is_floating_point():
-            raise ValueError(f"x has dtype {x.dtype}; give floating point (embed token ids first)")
+        check_features(x, D)
         x_TD = widen(x).reshape(x.shape[:-1].numel(), D)
         bias_E = None if self.bias_E is None else self.bias_E.to(x_TD.dtype)
         with torch.autocast(x.device.type, enabled=False):

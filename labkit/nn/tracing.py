@@ -81,20 +81,20 @@ def trace(
         raise ValueError(f"trace got {type(model).__name__}; give the model itself, a torch.nn.Module")
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ValueError(f"trace: batch_size is {batch_size!r}; give a whole number of 1 or more")
-    whole = labelled(batch, tokenizer)
+    whole, pairs = labelled(batch, tokenizer), _pairs(ablate)
     _check_model(model, whole)
     parts, first = [], 0
     with ExitStack() as stack:
         stack.enter_context(_left_as_it_was(model))
         heard = stack.enter_context(_listening(model))
-        _take_out(_survey(model, heard, whole), _pairs(ablate), stack)
+        _take_out(_survey(model, heard, whole), pairs, stack)
         for part in whole.parts(batch_size):
             heard.decisions.clear()
             losses_BS = _losses(_call(model, part), part, _vocabulary(model))
             parts.append([_record(d, part, first, losses_BS) for d in heard.decisions])
             first += len(part.ids_BS)
     records = tuple(_joined(layer) for layer in zip(*parts, strict=True))
-    _check_gone(records, _pairs(ablate))
+    _check_gone(records, pairs)
     return records
 
 

@@ -26,7 +26,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.core.config import ScoreFn
-from labkit.core.padding import real_tokens
 from labkit.core.routing import Routing
 from labkit.kernels.reference import scores, widen
 from labkit.train.expert_choice import ExpertChoice, expert_choice
@@ -194,7 +193,7 @@ def _real(r: Routing, mask_T: Tensor | None, who: str) -> Routing:
     if not isinstance(r, Routing):
         raise ValueError(f"{who} reads one Routing per layer, got {type(r).__name__}; `Routing.of` builds one")
     if mask_T is not None:
-        num_tokens, r = r.num_tokens, r.keep(real_tokens(mask_T, r.num_tokens))
+        num_tokens, r = r.num_tokens, r.keep(mask_T)
         if num_tokens and not r.num_tokens:
             raise ValueError(f"{who} needs a real token; mask_T calls all {num_tokens} padding: leave out this batch")
     if not r.num_tokens:

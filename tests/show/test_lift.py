@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
-from records import make
+from records import make, payload
 
 from labkit.core import metrics
 from labkit.core.routing import Routing
 from labkit.show.widgets.base import VIEW_MIME
 from labkit.show.widgets.lift import LiftMap, lift_map
-
-
-def payload(widget) -> int:
-    return sum(len(json.dumps(value)) for name, value in widget.get_state().items() if not name.startswith("_"))
 
 
 def share_by_hand(record: Routing, experts: list[int], labels: list[str], domain: str) -> float:

@@ -18,6 +18,7 @@ from labkit.show.widgets import ablation_tables as tables
 from labkit.show.widgets.ablation_picture import draw
 from labkit.show.widgets.ablation_tables import EVERYTHING, Change
 from labkit.show.widgets.base import LabWidget, esm
+from labkit.show.widgets.bounds import OutOfRange
 from labkit.show.widgets.layers import as_layers, layer_names
 
 SORTS = ("number", "load", "effect")
@@ -87,7 +88,7 @@ class Ablation(LabWidget):
         allowed = {"expert": range(E), "domain": self.domains, "sort": SORTS}[name]
         if value not in allowed:
             shown = f"a number from 0 to {E - 1}" if name == "expert" else "one of " + ", ".join(map(repr, allowed))
-            raise ValueError(f"Ablation.{name} is {value!r}; give {shown}")
+            raise OutOfRange(f"Ablation.{name} is {value!r}; give {shown}")
         return value
 
     @property

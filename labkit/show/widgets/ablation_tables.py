@@ -13,7 +13,7 @@ from torch import Tensor
 
 from labkit.core import metrics
 from labkit.core.routing import Routing
-from labkit.show.widgets.layers import evenly, token_texts
+from labkit.show.widgets.layers import evenly, neighbours
 
 EVERYTHING = "all tokens"
 
@@ -136,15 +136,5 @@ def suffering(
 
 
 def _described(record: Routing, t: int, rise: float, context: int) -> Suffering:
-    low, high = max(0, t - context), min(record.num_tokens, t + 1 + context // 2)
-    where = range(low, high)
-    if record.sequence_T is not None:
-        where = [u for u in where if record.sequence_T[u] == record.sequence_T[t]]
-    here = torch.zeros(record.num_tokens, dtype=torch.bool)
-    here[list(where)] = True
-    texts = dict(zip(where, token_texts(record.keep(here)), strict=True))
-    if record.tokens is None:
-        texts = {u: f"#{u} " for u in where}
     domain = record.domains[t] if record.domains else ""
-    before = "".join(texts[u] for u in where if u < t)
-    return Suffering(t, before, texts[t], "".join(texts[u] for u in where if u > t), domain, rise)
+    return Suffering(t, *neighbours(record, t, context, context // 2), domain, rise)

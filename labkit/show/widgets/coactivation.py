@@ -19,7 +19,7 @@ from labkit.show.style import LIT, PALETTE
 from labkit.show.widgets.base import LabWidget, esm
 from labkit.show.widgets.bounds import OutOfRange, within
 from labkit.show.widgets.coactivation_picture import draw
-from labkit.show.widgets.layers import as_layers, layer_names
+from labkit.show.widgets.layers import as_layers, layer_names, percent
 from labkit.show.widgets.pairs import EXAMPLES, FARTHEST, Pairs, chance_range
 
 MODES, ORDERS = ("raw", "lift"), ("number", "cluster")
@@ -123,11 +123,11 @@ class CoactivationMap(LabWidget):
             "title": "share of all tokens that chose both experts",
             "marks": [
                 [0.0, "0", False],
-                [chance / top, f"{_percent(chance)}: random", True],
-                [1.0, _percent(top), False],
+                [chance / top, f"{percent(chance)}: random", True],
+                [1.0, percent(top), False],
             ],
             "baseline": f"Random: a router that draws {K} of {E} experts gives each pair K(K − 1) / (E(E − 1)) = "
-            f"{_percent(chance)}. Busy experts meet more often than that by chance; lift takes the loads out.",
+            f"{percent(chance)}. Busy experts meet more often than that by chance; lift takes the loads out.",
         }
 
     def _find(self, change: Any = None) -> None:
@@ -143,10 +143,10 @@ class CoactivationMap(LabWidget):
         count, T = int(pairs.count_EE[i, j]), pairs.record.num_tokens
         where = f"{self.layers[self.layer].capitalize()}, "
         if i == j:
-            return f"{where}expert {i} alone: chosen by {count:,} of {T:,} tokens, {_percent(count / T)}. Not a pair."
+            return f"{where}expert {i} alone: chosen by {count:,} of {T:,} tokens, {percent(count / T)}. Not a pair."
         if pairs.record.top_k == 1:
             return f"{where}each token has one expert (K = 1): no two can be chosen together."
-        said = f"{where}experts {i} and {j}: together for {count:,} of {T:,} tokens, {_percent(count / T)}."
+        said = f"{where}experts {i} and {j}: together for {count:,} of {T:,} tokens, {percent(count / T)}."
         lift = float(pairs.lift_EE[i, j])
         if count == 0:
             idle = [e for e in (i, j) if pairs.count_EE[e, e] == 0]
@@ -168,7 +168,7 @@ class CoactivationMap(LabWidget):
         if self.examples:
             said.append(f"Tokens such as {', '.join(repr(example['token']) for example in self.examples[:5])}.")
         if self.shares:
-            of = [f"{s['domain']} {_percent(s['share'])} (all {_percent(s['baseline'])})" for s in self.shares]
+            of = [f"{s['domain']} {percent(s['share'])} (all {percent(s['baseline'])})" for s in self.shares]
             said.append(f"By domain: {'; '.join(of)}.")
         figure.alt = " ".join(said)
         return figure
@@ -189,10 +189,6 @@ def _lift_baseline(pairs: Pairs) -> str:
         f"{K} of {E} at (K − 1)/K · E/(E − 1) = {pairs.random_ratio:.3f}, no expert being chosen twice; lift takes "
         f"that out. Of {E * (E - 1) // 2:,} pairs about one in twenty lies outside its range by chance."
     )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.3g} %"
 
 
 def coactivation_map(records: Routing | Sequence[Routing], layer: int = 0) -> CoactivationMap:

@@ -21,7 +21,7 @@ from labkit.show.widgets.base import LabWidget, esm
 from labkit.show.widgets.bounds import OutOfRange, within
 from labkit.show.widgets.flow_layout import count, place
 from labkit.show.widgets.groups import groups
-from labkit.show.widgets.layers import as_layers, layer_names, visible
+from labkit.show.widgets.layers import as_layers, layer_names, percent, visible
 
 FACTORS = (0.25, 4.0)
 EXAMPLES = 6
@@ -154,14 +154,14 @@ class Flow(LabWidget):
             busiest = int(share_E.argmax())
             return (
                 f"{choices}; no limit, nothing is dropped. The busiest expert, {busiest}, gets "
-                f"{_percent(float(share_E[busiest]))} of them; an even load is 1/E = {_percent(1 / r.num_experts)}."
+                f"{percent(float(share_E[busiest]))} of them; an even load is 1/E = {percent(1 / r.num_experts)}."
             )
         nothing = float((~self._kept_TK.any(1)).double().mean())
         places = _count(self.capacity, "place")
         order = "first come, first served" if self.policy == "position" else "the highest score first"
         return (
             f"{choices}; each expert has {places} (capacity factor {self.capacity_factor:g}), {order}: "
-            f"{_percent(self.drop_rate)} of the choices are dropped, and {_percent(nothing)} of the tokens lose every "
+            f"{percent(self.drop_rate)} of the choices are dropped, and {percent(nothing)} of the tokens lose every "
             "choice."
         )
 
@@ -175,8 +175,8 @@ class Flow(LabWidget):
         dropped = "" if self.capacity is None else f" {lost:,} of them are dropped."
         rows = ((self._groups.group_T == g) & (r.topk_ids_TK == e).any(1)).nonzero().flatten().tolist()
         return (
-            f"“{self._groups.names[g]}” → expert {e}: {_count(n, 'token')}, {_percent(n / whole)} of this group's "
-            f"{_count(whole, 'choice')} (of all choices: {_percent(overall)}).{dropped}{self._examples(rows)}"
+            f"“{self._groups.names[g]}” → expert {e}: {_count(n, 'token')}, {percent(n / whole)} of this group's "
+            f"{_count(whole, 'choice')} (of all choices: {percent(overall)}).{dropped}{self._examples(rows)}"
         )
 
     def _examples(self, rows: list[int]) -> str:
@@ -201,15 +201,6 @@ def _count(n: int, what: str) -> str:
     ('1 token', '1,200 tokens')
     """
     return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def _percent(share: float) -> str:
-    """The share in per cent, three digits.
-
-    >>> _percent(0.12345)
-    '12.3 %'
-    """
-    return f"{100 * share:.3g} %"
 
 
 def flow(

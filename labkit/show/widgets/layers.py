@@ -42,6 +42,31 @@ def token_texts(record: Routing) -> list[str]:
     return [visible(token) for token in record.tokens]
 
 
+def neighbours(record: Routing, t: int, before: int, after: int) -> tuple[str, str, str]:
+    """What stands before a token, its text, and what follows: at most so many tokens of its sequence on either side.
+
+    Tokens without texts are named by their positions, each with a space behind it.
+
+    >>> r = Routing.of(torch.zeros(3, 1), torch.zeros(3, 1, dtype=torch.int64), torch.ones(3, 1), tokens=tuple("abc"))
+    >>> neighbours(r, 1, before=5, after=5)
+    ('a', 'b', 'c')
+    """
+    near = range(max(0, t - before), min(record.num_tokens, t + after + 1))
+    if record.sequence_T is not None:
+        near = [s for s in near if record.sequence_T[s] == record.sequence_T[t]]
+    text = {s: f"#{s} " if record.tokens is None else visible(record.tokens[s]) for s in near}
+    return "".join(text[s] for s in near if s < t), text[t], "".join(text[s] for s in near if s > t)
+
+
+def percent(share: float) -> str:
+    """The share in per cent, three digits.
+
+    >>> percent(0.12345)
+    '12.3 %'
+    """
+    return f"{100 * share:.3g} %"
+
+
 def visible(token: str) -> str:
     """The token with what cannot be seen made visible.
 

@@ -18,6 +18,7 @@ from labkit.core.routing import Routing
 from labkit.show import style
 from labkit.show.picture import Picture
 from labkit.show.widgets.base import LabWidget, esm
+from labkit.show.widgets.bounds import OutOfRange
 from labkit.show.widgets.layers import as_layers, layer_names
 from labkit.show.widgets.lift_tables import ROUNDS, LayerTable, Share, examples, layer_table, set_shares
 
@@ -80,14 +81,14 @@ class LiftMap(LabWidget):
         if value not in allowed:
             last = len(self._records) - 1
             shown = f"a position from 0 to {last}" if name == "layer" else "one of " + ", ".join(map(repr, allowed))
-            raise ValueError(f"LiftMap.{name} is {value!r}; give {shown}")
+            raise OutOfRange(f"LiftMap.{name} is {value!r}; give {shown}")
         return value
 
     @traitlets.validate("brush")
     def _check_brush(self, proposal: Any) -> list[int]:
         value, E = proposal["value"], self._records[0].num_experts
         if len(set(value)) != len(value) or not all(0 <= e < E for e in value):
-            raise ValueError(f"LiftMap.brush is {value}; give different expert numbers from 0 to {E - 1}, or none")
+            raise OutOfRange(f"LiftMap.brush is {value}; give different expert numbers from 0 to {E - 1}, or none")
         return value
 
     @property
@@ -111,7 +112,7 @@ class LiftMap(LabWidget):
         table = self.table
         if self._brushed_for != (self.layer, self.brush):  # several traits can change in one message, in any order
             self._brushed_for = (self.layer, list(self.brush))
-            self.brushed = set_shares(self._records[self.layer], self.brush) if self.brush else {}
+            self.brushed = set_shares(self._records[self.layer], self.brush, table.unit) if self.brush else {}
         self.view = {
             "lift": _short(table.lift_GE),
             "low": _short(table.low_GE),

@@ -70,14 +70,17 @@ def layer_table(record: Routing) -> LayerTable:
     )
 
 
-def set_shares(record: Routing, experts: Sequence[int]) -> dict[str, Share]:
+def set_shares(record: Routing, experts: Sequence[int], unit: str) -> dict[str, Share]:
     """What these experts together take of each domain's choices, beside what shuffled labels give.
+
+    Args:
+        unit: what is shuffled, as in the layer's table: "sequence" or "token".
 
     The set becomes one expert and all others a second one; a token's K choices stay together when labels are shuffled.
     """
     T, K = record.topk_ids_TK.shape
     others_N = (~_chose(record, experts)).long().flatten()
-    unit_T = torch.arange(T) if record.sequence_T is None or _mixed(record) else record.sequence_T
+    unit_T = record.sequence_T if unit == "sequence" else torch.arange(T)
     merged = Routing.of(
         torch.zeros(T * K, 2), others_N[:, None], torch.ones(T * K, 1),
         domains=tuple(domain for domain in record.domains for _ in range(K)), sequence_T=unit_T.repeat_interleave(K),
@@ -104,9 +107,3 @@ def examples(record: Routing, experts: Sequence[int], domain: str, limit: int = 
 def _chose(record: Routing, experts: Sequence[int]) -> Tensor:
     """Which choices fell on one of these experts; [T, K], bool."""
     return torch.isin(record.topk_ids_TK, torch.tensor(list(experts), dtype=torch.int64))
-
-
-def _mixed(record: Routing) -> bool:
-    """Whether a sequence has tokens of several domains, so that only tokens can be shuffled."""
-    pairs = set(zip(record.sequence_T.tolist(), record.domains, strict=True))
-    return len(pairs) > len({sequence for sequence, _ in pairs})

@@ -133,9 +133,8 @@ class LoadMap(LabWidget):
         busiest = (self._load_LE * E).flatten().argmax()
         figure.alt = (
             f"Load map of {L} {'layer' if L == 1 else 'layers'} by {E} {'expert' if E == 1 else 'experts'}. "
-            f"The busiest of all is expert "
-            f"{int(busiest) % E} of {self.layers[int(busiest) // E]}, with {float(self._load_LE.max()) * E:.2f} × the "
-            f"even share. Picked: {self.says}"
+            f"The busiest of all is expert {int(busiest) % E} of {self.layers[int(busiest) // E]}, with "
+            f"{float(self._load_LE.max()) * E:.2f} × the even share. Picked: {self.says}"
         )
         return figure
 

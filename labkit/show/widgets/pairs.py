@@ -12,7 +12,7 @@ from torch import Tensor
 
 from labkit.core.metrics import coactivation, coactivation_lift
 from labkit.core.routing import Routing
-from labkit.show.widgets.layers import evenly, visible
+from labkit.show.widgets.layers import evenly, neighbours
 from labkit.show.widgets.seriation import cluster_order
 
 CONTEXT = 5
@@ -95,13 +95,9 @@ class Pairs:
         return [self._in_context(t) for t in chosen]
 
     def _in_context(self, t: int) -> dict[str, Any]:
-        r = self.record
-        low, high = max(0, t - CONTEXT), min(r.num_tokens, t + CONTEXT + 1)
-        near = [s for s in range(low, high) if r.sequence_T is None or r.sequence_T[s] == r.sequence_T[t]]
-        text = (lambda s: f"#{s} ") if r.tokens is None else (lambda s: visible(r.tokens[s]))
-        before, after = ("".join(text(s) for s in near if side * (s - t) > 0) for side in (-1, 1))
-        domain = r.domains[t] if r.domains else ""
-        return {"position": t, "before": before, "token": text(t).strip(), "after": after, "domain": domain}
+        before, token, after = neighbours(self.record, t, CONTEXT, CONTEXT)
+        domain = self.record.domains[t] if self.record.domains else ""
+        return {"position": t, "before": before, "token": token.strip(), "after": after, "domain": domain}
 
     def by_domain(self, positions: Tensor) -> list[dict[str, Any]]:
         """Each domain's share among these tokens, and among all: the baseline. Empty without domains or tokens."""
