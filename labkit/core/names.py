@@ -1,8 +1,8 @@
 """The one map between our names and other projects': transformers' configurations and DeepSeek's inference code.
 
 Every key of a foreign configuration is read, or known to change nothing that a `ModelConfig` describes, or an error.
-The keys in `UNDESCRIBED` change the computation without changing a width, a count or a routing decision (position
-encoding, epsilons, clamps, storage format, multi-token prediction): `undescribed` returns them, so that none is missed.
+The keys in `UNDESCRIBED` say how a model is stored or served (number format, quantisation): `undescribed` returns them,
+so that none is missed.
 transformers is imported only by `hf_config` and `hf_meta_model`.
 """
 
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from labkit.core.config import ModelConfig, MoEConfig
 from labkit.core.families import FAMILIES, UNDESCRIBED, Family, Fields
 from labkit.core.parameters import need_model
+from labkit.core.positions import read_rope, write_rope
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -84,6 +85,8 @@ def _read(family: Family, values: Fields, name: str) -> ModelConfig:
     theirs = _checked(family, values)
     ours = {**family.fixed, **{mine: theirs[key] for mine, key in family.names.items()}}
     family.read(theirs, ours)
+    if family.theta is not None:
+        ours.update(read_rope(theirs, ours["max_context"], family.theta))
     moe = {key[4:]: value for key, value in ours.items() if key.startswith("moe.")}
     model = {key: value for key, value in ours.items() if not key.startswith("moe.")}
     return ModelConfig(name=name, moe=MoEConfig(d_model=model["d_model"], **moe), **model)
@@ -130,6 +133,8 @@ def to_hf_config(model: ModelConfig, family: str) -> Fields:
         for mine, key in target.names.items()
     }
     target.write(m, theirs)
+    if target.theta is not None:
+        theirs["rope_parameters"] = write_rope(m)
     back = _read(target, theirs, m.name)
     lost = [k for k, v in _flat(m).items() if _flat(back)[k] != v]
     if lost:
@@ -163,10 +168,10 @@ def family_of(model: ModelConfig) -> str:
 
 
 def undescribed(config: Mapping[str, Any] | PreTrainedConfig) -> Fields:
-    """The keys of a foreign configuration that change the computation and that no `ModelConfig` holds.
+    """The keys of a foreign configuration that say how it is stored or served, which no `ModelConfig` holds.
 
-    >>> undescribed({"model_type": "mixtral", "rope_theta": 1e6, "hidden_size": 64})
-    {'rope_theta': 1000000.0}
+    >>> undescribed({"model_type": "mixtral", "dtype": "bfloat16", "hidden_size": 64})
+    {'dtype': 'bfloat16'}
     """
     return {key: value for key, value in _plain(config).items() if key in UNDESCRIBED}
 

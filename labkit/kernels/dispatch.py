@@ -16,14 +16,16 @@ from torch import Tensor
 
 from labkit.core.routing import Routing
 from labkit.kernels import reference
+from labkit.kernels import variant as variants
 from labkit.kernels.traffic import Traffic, traffic
+from labkit.kernels.variant import Variant
 
-__all__ = ["Choice", "Problem", "Traffic", "choose", "experts", "force", "names", "register", "traffic"]
+__all__ = ["Choice", "Problem", "Traffic", "Variant", "choose", "experts", "force", "names", "register", "traffic"]
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What an implementation has to know before it says yes: sizes, dtype and the device's type."""
+    """What an implementation has to know before it says yes: sizes, dtype, the device's type, and a variant if any."""
 
     T: int
     D: int
@@ -32,6 +34,7 @@ class Problem:
     K: int
     dtype: torch.dtype
     device: str
+    plain: bool = True  # SwiGLU without biases
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,13 @@ class _Entry:
     fn: Callable[..., Tensor]
     supports: Callable[[Problem], str]
     rank: int
+    variant_fn: Callable[..., Tensor] | None
+
+    def refuses(self, problem: Problem) -> str:
+        """Why it cannot compute the problem; empty if it can."""
+        if not problem.plain and self.variant_fn is None:
+            return "it has neither biases nor another activation than SwiGLU"
+        return self.supports(problem)
 
 
 _REGISTRY: dict[str, _Entry] = {}
@@ -54,7 +64,12 @@ _forced: ContextVar[str | None] = ContextVar("labkit_forced_experts", default=No
 
 
 def register(
-    name: str, fn: Callable[..., Tensor], *, supports: Callable[[Problem], str] | None = None, rank: int = 0
+    name: str,
+    fn: Callable[..., Tensor],
+    *,
+    supports: Callable[[Problem], str] | None = None,
+    rank: int = 0,
+    variant_fn: Callable[..., Tensor] | None = None,
 ) -> None:
     """Add an implementation.
 
@@ -63,10 +78,12 @@ def register(
         fn: called as `fn(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF)`, returns [T, D].
         supports: from a `Problem` to why it cannot be computed, or "" if it can. Left out: it can do everything.
         rank: "auto" takes the highest rank that supports the problem.
+        variant_fn: called as `fn`, with a `Variant` after its arguments, for experts that are not plain SwiGLU. Left
+            out: it cannot compute those.
     """
     if name in _REGISTRY or name == "auto":
         raise ValueError(f"name is {name!r}, which is taken; give another")
-    _REGISTRY[name] = _Entry(fn, supports or (lambda problem: ""), rank)
+    _REGISTRY[name] = _Entry(fn, supports or (lambda problem: ""), rank, variant_fn)
 
 
 def names() -> tuple[str, ...]:
@@ -85,7 +102,7 @@ def choose(problem: Problem, implementation: str = "auto") -> Choice:
     forced = _forced.get()
     name = forced or implementation
     if name != "auto":
-        why_not = _entry(name).supports(problem)
+        why_not = _entry(name).refuses(problem)
         if why_not:
             raise ValueError(
                 f"{name} cannot compute this: {why_not}; use implementation='auto' or another of {names()}"
@@ -93,7 +110,7 @@ def choose(problem: Problem, implementation: str = "auto") -> Choice:
         return Choice(name, "forced" if forced else "asked for")
     refused = []
     for name in names():
-        why_not = _REGISTRY[name].supports(problem)
+        why_not = _REGISTRY[name].refuses(problem)
         if not why_not:
             return Choice(name, "; ".join(refused) or "the first choice supports this")
         refused.append(f"{name} cannot: {why_not}")
@@ -122,6 +139,7 @@ def experts(
     gate_up_E2FD: Tensor,
     down_EDF: Tensor,
     *,
+    variant: Variant | None = None,
     implementation: str = "auto",
 ) -> Tensor:
     """Send every token through its chosen experts and add up the weighted outputs.
@@ -130,6 +148,7 @@ def experts(
         x_TD: [T, D].
         decision: a `Routing`, or `(topk_ids_TK int64, topk_scores_TK)`.
         gate_up_E2FD: [E, 2F, D]; down_EDF: [E, D, F], in x's dtype.
+        variant: biases and activation; None is plain SwiGLU.
         implementation: "auto" or one of `names()`.
 
     Returns [T, D] in x's dtype. Raises ValueError if sizes do not fit or the implementation cannot do it.
@@ -141,10 +160,15 @@ def experts(
     else:
         ids_TK, scores_TK = decision
     reference.check_experts(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF)
+    plain = variant is None or variant.plain
+    if not plain:
+        variant.check(gate_up_E2FD, down_EDF)
     E, D, F_ = down_EDF.shape
-    problem = Problem(x_TD.shape[0], D, F_, E, ids_TK.shape[1], x_TD.dtype, x_TD.device.type)
-    name = choose(problem, implementation).name
-    return _REGISTRY[name].fn(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF)
+    problem = Problem(x_TD.shape[0], D, F_, E, ids_TK.shape[1], x_TD.dtype, x_TD.device.type, plain)
+    entry = _REGISTRY[choose(problem, implementation).name]
+    if plain:
+        return entry.fn(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF)
+    return entry.variant_fn(x_TD, ids_TK, scores_TK, gate_up_E2FD, down_EDF, variant)
 
 
 def experts_grouped_mm(
@@ -181,7 +205,9 @@ def _entry(name: str) -> _Entry:
     return _REGISTRY[name]
 
 
-register("grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30)
+register(
+    "grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30, variant_fn=variants.experts_grouped_mm
+)
 register("sorted", reference.experts_sorted, rank=20)
-register("loop", reference.experts_loop, rank=10)
+register("loop", reference.experts_loop, rank=10, variant_fn=variants.experts_loop)
 register("onehot", reference.experts_onehot, rank=0)

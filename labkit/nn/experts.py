@@ -1,6 +1,7 @@
 """The experts compute: E SwiGLU feed-forward networks whose weights are fused into two tensors.
 
-Layout as in transformers: `gate_up_E2FD` [E, 2F, D] (gate rows first), `down_EDF` [E, D, F].
+Layout as in transformers: `gate_up_E2FD` [E, 2F, D] (gate rows first), `down_EDF` [E, D, F]. Under autocast the
+products run in its dtype, as those of a linear layer do.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from labkit.core.config import MoEConfig
 from labkit.core.routing import Routing
 from labkit.kernels import dispatch
 from labkit.kernels.reference import swiglu
+from labkit.kernels.variant import Variant
 
 
 class SwiGLU(nn.Module):
@@ -44,8 +46,7 @@ class Experts(nn.Module):
     """The routed experts of one layer.
 
     Args:
-        config: sizes. Expert biases belong to GPT-OSS's own activation and are not here: `expert_bias=True` raises
-            ValueError.
+        config: sizes; with `expert_bias` there are `gate_up_bias_E2F` [E, 2F] and `down_bias_ED` [E, D] too.
         implementation: "auto" or a name of `kernels.dispatch.names()`; ValueError for any other.
 
     >>> experts = Experts(MoEConfig(d_model=8, d_expert=4, num_experts=3, top_k=1))
@@ -55,11 +56,6 @@ class Experts(nn.Module):
 
     def __init__(self, config: MoEConfig, implementation: str = "auto") -> None:
         super().__init__()
-        if config.expert_bias:
-            raise ValueError(
-                "expert_bias is True: biased experts come with GPT-OSS's clamped activation, which the lab on whole "
-                "transformers (06) reads through transformers; set expert_bias=False"
-            )
         if implementation not in ("auto", *dispatch.names()):
             known = ", ".join(dispatch.names())
             raise ValueError(f"implementation is {implementation!r}; choose 'auto' or one of {known}")
@@ -67,15 +63,28 @@ class Experts(nn.Module):
         E, D, F = config.num_experts, config.d_model, config.d_expert
         self.gate_up_E2FD = nn.Parameter(torch.empty(E, 2 * F, D))
         self.down_EDF = nn.Parameter(torch.empty(E, D, F))
+        self.gate_up_bias_E2F = nn.Parameter(torch.empty(E, 2 * F)) if config.expert_bias else None
+        self.down_bias_ED = nn.Parameter(torch.empty(E, D)) if config.expert_bias else None
         self.reset_parameters()
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Draw all weights again: normal, deviation one over the root of the width they read."""
+        """Draw all weights again: normal, deviation one over the root of the width they read; biases are zero."""
         _reset(self.gate_up_E2FD, self.down_EDF, generator)
+        for bias in (self.gate_up_bias_E2F, self.down_bias_ED):
+            if bias is not None:
+                nn.init.zeros_(bias)
 
     def forward(self, x_TD: Tensor, decision: Routing | tuple[Tensor, Tensor]) -> Tensor:
         """Each token through its experts: [T, D] and a `Routing` (or ids and scores) to [T, D] in x's dtype."""
-        return dispatch.experts(x_TD, decision, self.gate_up_E2FD, self.down_EDF, implementation=self.implementation)
+        dtype = x_TD.dtype
+        given = (x_TD, self.gate_up_E2FD, self.down_EDF, self.gate_up_bias_E2F, self.down_bias_ED)
+        x_TD, gate_up_E2FD, down_EDF, gate_up_bias_E2F, down_bias_ED = _autocast(given)
+        c = self.config
+        variant = Variant(gate_up_bias_E2F, down_bias_ED, c.activation, c.swiglu_alpha, c.swiglu_limit)
+        y_TD = dispatch.experts(
+            x_TD, decision, gate_up_E2FD, down_EDF, variant=variant, implementation=self.implementation
+        )
+        return y_TD.to(dtype)
 
     def extra_repr(self) -> str:
         c = self.config
@@ -85,3 +94,12 @@ class Experts(nn.Module):
 def _reset(gate_up: Tensor, down: Tensor, generator: torch.Generator | None) -> None:
     for weights in (gate_up, down):
         nn.init.normal_(weights, std=weights.shape[-1] ** -0.5, generator=generator)
+
+
+def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    """The tensors in autocast's dtype where autocast is on for their device, else as they are."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(None if t is None else t.to(dtype) for t in tensors)

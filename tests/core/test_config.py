@@ -9,7 +9,11 @@ MOE = {"d_model": 8, "d_expert": 16, "num_experts": 8, "top_k": 2}
 MODEL = {
     "name": "tiny", "vocab_size": 32, "num_layers": 2, "d_model": 8, "num_heads": 4, "num_kv_heads": 2, "head_dim": 2,
 }  # fmt: skip
-MLA = {"attention": "mla", "mla_kv_rank": 4, "mla_nope_dim": 2, "mla_rope_dim": 2, "mla_v_dim": 2}
+MLA = {
+    "attention": "mla", "num_kv_heads": 4, "head_dim": 4, "mla_kv_rank": 4, "mla_nope_dim": 2, "mla_rope_dim": 2,
+    "mla_v_dim": 2,
+}  # fmt: skip
+YARN = {"factor": 4.0, "original_context": 16}
 
 
 @pytest.mark.parametrize(
@@ -28,6 +32,9 @@ MLA = {"attention": "mla", "mla_kv_rank": 4, "mla_nope_dim": 2, "mla_rope_dim": 
         ({"num_groups": 8, "top_groups": 1}, "hold only 1"),
         ({"route_scale": 0.0}, "positive"),
         ({"noise_std": -0.1}, "zero or more"),
+        ({"activation": "gelu"}, "choose one of"),
+        ({"swiglu_limit": 0.0}, "swiglu_limit is 0.0; give a positive"),
+        ({"swiglu_alpha": True}, "swiglu_alpha"),
         ({"expert": 3}, "no key 'expert'"),
     ],
 )
@@ -52,6 +59,18 @@ def test_a_wrong_layer_says_what_is_wrong(bad: dict, says: str) -> None:
         ({"sliding_window": -1}, "sliding_window"),
         ({"full_attention_every": 2}, "no sliding_window"),
         ({"num_layer": 3}, "did you mean 'num_layers'"),
+        ({"norm_eps": 0.0}, "norm_eps is 0.0; give a positive"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"max_context": 0}, "max_context is 0"),
+        ({"num_mtp_layers": -1}, "num_mtp_layers"),
+        ({"head_dim": 3}, "even number"),
+        ({**MLA, "head_dim": 6}, "mla_nope_dim [+] mla_rope_dim = 4"),
+        ({**MLA, "num_kv_heads": 2}, "one key for each head"),
+        ({**MLA, "qk_norm": "head"}, "no qk_norm"),
+        ({"yarn": {**YARN, "factor": 0}}, "factor is 0; give a positive"),
+        ({"yarn": {**YARN, "beta_slow": 64}}, "beta_fast must be larger"),
+        ({"yarn": {**YARN, "mscale": -1}}, "mscale is -1"),
+        ({"yarn": {"factor": 2.0, "original_contexts": 4}}, "did you mean 'original_context'"),
     ],
 )
 def test_a_wrong_model_says_what_is_wrong(bad: dict, says: str) -> None:
@@ -62,6 +81,16 @@ def test_a_wrong_model_says_what_is_wrong(bad: dict, says: str) -> None:
 def test_a_dense_and_a_latent_model_are_fine() -> None:
     assert ModelConfig.from_dict({**MODEL, "moe": None, "num_dense_layers": 2, "d_dense": 4}).num_sparse_layers == 0
     assert ModelConfig.from_dict({**MODEL, **MLA, "moe": MOE}).moe.sparsity == 0.25
+    assert ModelConfig.from_dict({**MODEL, **MLA, "moe": MOE, "yarn": YARN}).yarn.factor == 4
+
+
+def test_which_layers_slide_and_which_are_sparse() -> None:
+    more = {"moe": MOE, "num_layers": 5, "num_dense_layers": 1, "d_dense": 4}
+    model = ModelConfig.from_dict({**MODEL, **more, "sliding_window": 8, "full_attention_every": 2})
+    assert [model.slides(layer) for layer in range(5)] == [True, False, True, False, True]
+    assert sum(model.slides(layer) for layer in range(5)) == model.num_window_layers
+    assert model.sparse_layers == (1, 2, 3, 4)
+    assert not ModelConfig.from_dict({**MODEL, "moe": MOE}).slides(0)
 
 
 @pytest.mark.parametrize("model", PRESETS.values(), ids=PRESETS.keys())

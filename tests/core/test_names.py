@@ -90,6 +90,10 @@ def test_deepseek_inference_names(name: str) -> None:
         ("deepseek-v3", {"moe_layer_freq": 2}, "moe_layer_freq"),
         ("gpt-oss-20b", {"layer_types": ["full_attention"] + ["sliding_attention"] * 23}, "layer_types"),
         ("gpt-oss-20b", {"layer_types": ["full_attention"]}, "layer_types"),
+        ("mixtral-8x7b", {"rope_theta": 5e5}, "rope_theta is given as"),
+        ("mixtral-8x7b", {"rope_parameters": {"rope_type": "longrope"}}, "longrope"),
+        ("mixtral-8x7b", {"rope_parameters": {"rope_type": "default", "beta_fats": 3}}, "beta_fats"),
+        ("mixtral-8x7b", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
     ],
 )
 def test_what_cannot_be_expressed_is_an_error(name: str, change: dict, says: str) -> None:
@@ -111,7 +115,32 @@ def test_aliases_and_harmless_keys_are_read() -> None:
     theirs["experts_per_token"] = theirs.pop("num_experts_per_tok")
     extra = {"use_cache": False, "rope_theta": 150_000, "router_aux_loss_coef": 0.9}
     assert from_hf_config({**theirs, **extra}, name="gpt-oss-20b") == preset("gpt-oss-20b")
-    assert undescribed({**theirs, **extra}) == {"rope_theta": 150_000}
+    assert undescribed({**theirs, **extra, "dtype": "bfloat16"}) == {"dtype": "bfloat16"}
+
+
+OLD = {"type": "yarn", "factor": 40, "original_max_position_embeddings": 4096, "mscale": 1.0, "mscale_all_dim": 1.0}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        {"rope_theta": 10_000, "rope_scaling": OLD},
+        {"rope_theta": 10_000, "rope_scaling": {**OLD, "rope_type": "yarn", "beta_fast": 32, "beta_slow": 1}},
+        {"rope_parameters": {**OLD, "rope_type": "yarn", "rope_theta": 10_000.0}},
+        {"rope_scaling": {**OLD, "factor": None}},
+    ],
+)
+def test_positions_old_and_new(written: dict) -> None:
+    theirs = to_hf_config(preset("deepseek-v3"), "deepseek_v3")
+    del theirs["rope_parameters"]
+    assert from_hf_config({**theirs, **written}, name="deepseek-v3") == preset("deepseek-v3")
+
+
+def test_without_positions_the_family_decides() -> None:
+    for name in ("mixtral-8x7b", "gpt-oss-20b", "olmoe-1b-7b"):
+        theirs = to_hf_config(preset(name), FAMILY[name])
+        del theirs["rope_parameters"]
+        assert from_hf_config(theirs, name=name) == preset(name)
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,9 @@ def test_the_named_and_the_forced_implementation_reach_the_layer():
         layer(x)
 
 
+PAIRS = (torch.tensor([[0], [2]]), torch.ones(2, 1))
+
+
 @pytest.mark.parametrize("implementation", dispatch.names())
 def test_autocast_keeps_the_experts_dtype(implementation):
     layer, x = MoE(CONFIG, implementation), tokens(5, 16)
@@ -132,7 +135,7 @@ def test_bfloat16_layer_keeps_its_dtype_and_decides_in_float32():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Experts(CONFIG.replace(expert_bias=True)), "expert_bias=False"),
+        (lambda: Experts(CONFIG.replace(expert_bias=True), "onehot")(tokens(2, 16), PAIRS), "neither biases"),
         (lambda: Experts(CONFIG, "magic"), "choose 'auto'"),
         (lambda: MoE(CONFIG, "magic"), "choose 'auto'"),
         (lambda: SwiGLU(0, 4), "1 or more"),
