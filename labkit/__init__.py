@@ -22,6 +22,7 @@ _HOMES = {
     "recap": "labkit.course.recap",
     "claim": "labkit.course.claims",
     "ledger": "labkit.course.claims",
+    "my_model": "labkit.course.mine",
     "doctor": "labkit.core.runtime",
     "MoEConfig": "labkit.core.config",
     "ModelConfig": "labkit.core.config",

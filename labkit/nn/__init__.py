@@ -1,13 +1,29 @@
-"""The sparse layer: `Router` decides, `Experts` computes, `MoE` composes; `trace` turns any model into records.
+"""The sparse layer (`Router` decides, `Experts` computes, `MoE` composes) and the sparse `Transformer` made of it.
 
-`oracle` holds transformers' own layers, `window` a small language model of sparse layers, `fixed` routers that do not
-learn.
+`trace` turns any model into records, `interop` reads and writes Hugging Face folders, `oracle` holds transformers' own
+layers, `window` a small language model of sparse layers alone, `fixed` routers that do not learn.
 """
 
+from labkit.nn.attention import Attention, LatentAttention
+from labkit.nn.cache import KVCache
 from labkit.nn.experts import Experts, SwiGLU
+from labkit.nn.model import Block, Transformer
 from labkit.nn.moe import MoE
 from labkit.nn.router import Router
 from labkit.nn.tracing import Labelled, trace
 from labkit.nn.window import WindowModel
 
-__all__ = ["Experts", "Labelled", "MoE", "Router", "SwiGLU", "WindowModel", "trace"]
+__all__ = [
+    "Attention",
+    "Block",
+    "Experts",
+    "KVCache",
+    "Labelled",
+    "LatentAttention",
+    "MoE",
+    "Router",
+    "SwiGLU",
+    "Transformer",
+    "WindowModel",
+    "trace",
+]
