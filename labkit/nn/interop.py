@@ -1,0 +1,195 @@
+"""Hugging Face folders in and out: a config.json, safetensors, a tokenizer; what transformers' `from_pretrained` reads.
+
+Weights are copied a tensor at a time into a model that has no memory of its own yet, so that loading takes little more
+than the model itself. Left out on purpose: downloads, quantised formats, pickles.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from labkit.core.config import ModelConfig
+from labkit.core.names import family_of, from_hf_config, to_hf_config, undescribed
+from labkit.nn import shards
+from labkit.nn.model import Transformer
+from labkit.nn.tensor_names import UNUSED, WORDS, Piece, pieces
+
+KEPT_WIDE = "expert_bias_E"  # the selection bias moves by thousandths: transformers keeps it in float32 too
+
+
+def load(
+    folder: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    implementation: str = "auto",
+) -> Transformer:
+    """The model of a folder, in evaluation mode.
+
+    Args:
+        folder: with config.json of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 or GPT-OSS, and safetensors.
+        dtype: None: as stored. device: None: the CPU.
+        implementation: of the experts, see `nn.Experts`.
+
+    Multi-token modules that the configuration names and the folder lacks (transformers does not write them) are left
+    out. Raises ValueError for what is missing, left over, of another shape or damaged, naming it.
+    """
+    folder = Path(folder)
+    config, family = read_config(folder)
+    with shards.Shards(folder) as files:
+        config = _without_absent_modules(config, files.names)
+        with torch.device("meta"):
+            model = Transformer(config, implementation)
+        wanted = _wanted(model, family)
+        _check_names(files, config, {piece.name for found in wanted.values() for piece in found})
+        dtype = dtype or files.dtype("model.embed_tokens.weight")
+        state = {
+            name: _filled(tensor, wanted[name], files, dtype, device)
+            for name, tensor in model.state_dict().items()
+            if name in wanted
+        }
+    if config.tie_embeddings:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return model.requires_grad_().eval()
+
+
+def save(
+    model: Transformer, folder: str | Path, *, tokenizer: Any = None, max_shard_bytes: int = 5_000_000_000
+) -> Path:
+    """Write a model as a folder that `load` and transformers' `AutoModelForCausalLM.from_pretrained` read.
+
+    Args:
+        model: in the number format to be stored.
+        folder: made if it is not there; files of an earlier save are replaced.
+        tokenizer: of transformers, or a `tokenizers.Tokenizer`; written so that `AutoTokenizer` reads it, its end and
+            padding tokens noted in the configuration.
+        max_shard_bytes: above that, several files and an index.
+
+    Returns the folder. Raises ValueError if no family of transformers can express the model, or the tokenizer has more
+    tokens than the model.
+    """
+    folder, config = Path(folder), model.config
+    family = family_of(config)
+    tokenizer = _of_transformers(tokenizer)
+    if tokenizer is not None and len(tokenizer) > config.vocab_size:
+        raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; do they belong?")
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = []
+    for name, found in _wanted(model, family).items():
+        tensor = model.get_parameter(name) if name in dict(model.named_parameters()) else model.get_buffer(name)
+        entries += [_entry(tensor, piece) for piece in found]
+    shards.write(folder, entries, max_shard_bytes)
+    special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
+    shards.write_json(folder / "config.json", {
+        "architectures": [WORDS[family].architecture], "dtype": str(model.dtype).removeprefix("torch."),
+        "_name_or_path": config.name, **to_hf_config(config, family), **special,
+    })  # fmt: skip
+    shards.write_json(folder / "generation_config.json", {k: v for k, v in special.items() if v is not None})
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def to_hf(model: Transformer) -> dict[str, Tensor]:
+    """All tensors of a model under the names and in the layout of its family's files."""
+    entries = []
+    state = model.state_dict()
+    for name, found in _wanted(model, family_of(model.config)).items():
+        entries += [_entry(state[name], piece) for piece in found]
+    return {entry.name: entry.make() for entry in entries}
+
+
+def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
+    """The configuration of a folder and its family. Raises ValueError where there is none that we can express."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise ValueError(f"there is no {path}; give the folder of one model")
+    try:
+        values = json.loads(path.read_text("utf-8"))
+        family = values["model_type"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of a model: {error!r}") from None
+    if undescribed(values).get("quantization_config"):
+        raise ValueError(f"{path} says that the weights are quantised; load a folder with plain weights")
+    return from_hf_config(values), family
+
+
+def _wanted(model: Transformer, family: str) -> dict[str, tuple[Piece, ...]]:
+    """For every tensor of ours that files hold, its pieces there."""
+    return {
+        name: pieces(name, tensor.shape, model.config, family)
+        for name, tensor in model.state_dict().items()
+        if not (name == "head.weight" and model.config.tie_embeddings)
+    }
+
+
+def _entry(tensor: Tensor, piece: Piece) -> shards.Entry:
+    part = tensor[piece.where] if piece.where else tensor
+    return shards.Entry(piece.name, part.numel() * part.element_size(), lambda: piece.theirs(part))
+
+
+def _filled(like: Tensor, found: tuple[Piece, ...], files: shards.Shards, dtype: torch.dtype, device: Any) -> Tensor:
+    wide = like.dtype == torch.float32 and found[0].name.endswith("e_score_correction_bias")
+    ours = torch.empty(like.shape, dtype=torch.float32 if wide else dtype, device=device)
+    for piece in found:
+        part = ours[piece.where] if piece.where else ours
+        theirs = piece.ours(files.read(piece.name))
+        if theirs.shape != part.shape:
+            raise ValueError(
+                f"{files.folder}: {piece.name} has shape {tuple(files.read(piece.name).shape)}, which config.json does "
+                f"not say: {tuple(part.shape)} in our layout"
+            )
+        part.copy_(theirs)
+    return ours
+
+
+def _without_absent_modules(config: ModelConfig, names: frozenset[str]) -> ModelConfig:
+    if config.num_mtp_layers and not any(name.startswith(f"model.layers.{config.num_layers}.") for name in names):
+        return config.replace(num_mtp_layers=0)
+    return config
+
+
+def _check_names(files: shards.Shards, config: ModelConfig, wanted: set[str]) -> None:
+    missing, extra = sorted(wanted - files.names), sorted(files.names - wanted)
+    if missing:
+        raise ValueError(
+            f"{files.folder} lacks {_some(missing)}; is the download whole, and config.json of this model?"
+        )
+    copies = {"lm_head.weight": "model.embed_tokens.weight"} if config.tie_embeddings else {}
+    head = "model.embed_tokens" if config.tie_embeddings else "lm_head"
+    for i in range(config.num_mtp_layers):  # published files repeat what the modules share with the model
+        layer = f"model.layers.{config.num_layers + i}"
+        copies[f"{layer}.embed_tokens.weight"] = "model.embed_tokens.weight"
+        copies[f"{layer}.shared_head.head.weight"] = f"{head}.weight"
+    for name in [name for name in extra if name in copies]:
+        if not torch.equal(files.read(name), files.read(copies[name])):
+            raise ValueError(f"{files.folder}: {name} should repeat {copies[name]}, but its values differ")
+    unknown = [name for name in extra if name not in copies and not UNUSED.search(name)]
+    if unknown:
+        raise ValueError(f"{files.folder} has {_some(unknown)}, which its config.json has no place for")
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _of_transformers(tokenizer: Any) -> Any:
+    if tokenizer is None or hasattr(tokenizer, "save_pretrained"):
+        return tokenizer
+    from tokenizers import Tokenizer
+    from transformers import PreTrainedTokenizerFast
+
+    if not isinstance(tokenizer, Tokenizer):
+        raise ValueError(
+            f"tokenizer is a {type(tokenizer).__name__}; give one of transformers, or a tokenizers.Tokenizer"
+        )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
