@@ -128,7 +128,7 @@ def _read_gpt_oss(theirs: Fields, ours: Fields) -> None:
 
 def _write_gpt_oss(model: ModelConfig, theirs: Fields) -> None:
     every, slides = model.full_attention_every, model.sliding_window > 0
-    theirs["sliding_window"] = model.sliding_window or None
+    theirs["sliding_window"] = model.sliding_window or 128  # transformers wants a number even where no layer slides
     theirs["layer_types"] = [
         "sliding_attention" if slides and (not every or (i + 1) % every) else "full_attention"
         for i in range(model.num_layers)
