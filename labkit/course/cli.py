@@ -100,6 +100,18 @@ def release(
     typer.echo(f"{len(chosen)} student notebooks are up to date")
 
 
+@app.command(epilog="Example: labkit train my-model --profile cpu")
+def train(
+    folder: Annotated[Path, typer.Argument(help="Where the model is written; it must not hold one.")],
+    profile: Annotated[str, typer.Option(help="gpu (the model of data/checkpoints) or cpu (a tiny one).")] = "gpu",
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps, if not the recipe's.")] = None,
+) -> None:
+    """Train the course's model: corpus, tokenizer, training, baselines and card. A stopped run goes on where it was."""
+    from labkit.course.recipe import make
+
+    make(folder, profile, say=typer.echo, **({} if steps is None else {"steps": steps}))
+
+
 @app.command(epilog="Example: labkit progress")
 def progress() -> None:
     """Show which exercises you have passed."""

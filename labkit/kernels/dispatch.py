@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.core.routing import Routing
-from labkit.kernels import reference
+from labkit.kernels import reference, rows
 from labkit.kernels import variant as variants
 from labkit.kernels.traffic import Traffic, traffic
 from labkit.kernels.variant import Variant
@@ -176,13 +176,17 @@ def experts_grouped_mm(
 ) -> Tensor:
     """Sort the pairs by expert, then two grouped matrix products over all experts at once, then put them back.
 
-    Arguments and result as `reference.experts_loop`; rows of D and F elements must be multiples of 16 bytes.
+    The scores weigh what goes into the second product, which is narrower than what comes out, in x's dtype. Arguments
+    and result as `reference.experts_loop`; rows of D and F elements must be multiples of 16 bytes.
     """
     order_N, token_N, offsets_E = reference.sort_by_expert(topk_ids_TK, gate_up_E2FD.shape[0])
-    x_ND = reference.permute(x_TD, token_N)
+    place_TK = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
+    place_TK = place_TK.view(topk_ids_TK.shape)
+    score_N = topk_scores_TK.reshape(-1)[order_N].to(x_TD.dtype)
+    x_ND = rows.spread(x_TD, token_N, place_TK)
     gate, up = F.grouped_mm(x_ND, gate_up_E2FD.mT, offs=offsets_E).chunk(2, dim=-1)
-    y_ND = F.grouped_mm(F.silu(gate) * up, down_EDF.mT, offs=offsets_E)
-    return reference.combine(y_ND, order_N, topk_scores_TK).to(x_TD.dtype)
+    y_ND = F.grouped_mm(F.silu(gate) * up * score_N[:, None], down_EDF.mT, offs=offsets_E)
+    return rows.gather_sum(y_ND, token_N, place_TK)
 
 
 def _grouped_mm_supports(problem: Problem) -> str:

@@ -22,7 +22,7 @@ class KVCache:
         dtype, device: of the tensors.
 
     `length` positions are filled. `reads` counts the cached positions that were handed back, summed over layers: what
-    was not computed again.
+    was not computed again. Made for decoding under `torch.no_grad`.
 
     Raises ValueError for sizes below one.
 
@@ -62,6 +62,8 @@ class KVCache:
 
         Returns views of the cache in its dtype. Raises ValueError if they do not fit, saying the capacity.
         """
+        if not 0 <= layer < len(self.layers):
+            raise ValueError(f"layer is {layer}; this cache has layers 0 to {len(self.layers) - 1}")
         S = first.shape[-2]
         end = self.length + S
         if end > self.capacity:

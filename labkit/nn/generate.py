@@ -41,17 +41,19 @@ def generate(
         attention_mask: [B, S], 1 where a token is real; None: all are.
         max_new_tokens: how many are added at most; the prompt does not count.
         do_sample, temperature, top_k, top_p: see `nn.sampling.Sampling`.
-        eos_token_id: ends a row; pad_token_id: stands after it, by default the same.
+        eos_token_id: ends a row; None: rows go on to the end. pad_token_id: stands after it, by default the same.
         use_cache: False computes every token anew at each step, for comparison.
         generator: of the draws, on the model's device.
-        cache: an empty one to use, so that it can be looked at afterwards; by default one is made.
+        cache: an empty one to use, so that it can be looked at afterwards; None: one of the size needed is made.
 
     Returns [B, S + n] int64, n ≤ max_new_tokens: fewer if every row has ended. The model is in evaluation mode
     meanwhile. Raises ValueError for padding on the right, an empty prompt, more tokens than the model was made for, and
     values out of range.
     """
     sampling = Sampling(do_sample, temperature, top_k, top_p)
-    mask_BS = _checked(model, ids_BS, attention_mask, max_new_tokens, cache)
+    mask_BS = _checked(model, ids_BS, attention_mask, max_new_tokens)
+    _check_tokens(model.config.vocab_size, eos_token_id=eos_token_id, pad_token_id=pad_token_id)
+    _check_cache(cache, use_cache)
     B, S = ids_BS.shape
     if use_cache and cache is None:
         cache = KVCache(model.config, B, S + max_new_tokens, dtype=model.dtype, device=model.device)
@@ -84,9 +86,7 @@ def _steps(model, ids_BS, mask_BS, count, sampling, eos, pad, cache, generator) 
     return ids_BS
 
 
-def _checked(
-    model: Transformer, ids_BS: Tensor, attention_mask: Tensor | None, max_new_tokens: int, cache: KVCache | None
-) -> Tensor | None:
+def _checked(model: Transformer, ids_BS: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor | None:
     """The mask to go on with; None where nothing is padding, so that fast attention applies."""
     if ids_BS.ndim != 2 or ids_BS.is_floating_point() or ids_BS.numel() == 0:
         raise ValueError(f"ids_BS has shape {tuple(ids_BS.shape)} and dtype {ids_BS.dtype}; give prompts [B, S]")
@@ -96,10 +96,8 @@ def _checked(
     if total > limit:
         raise ValueError(
             f"{ids_BS.shape[1]} tokens of prompt and {max_new_tokens} new ones are {total}; the model was made for "
-            f"{limit}"
+            f"{limit}: shorten the prompt, or ask for fewer"
         )
-    if cache is not None and cache.length:
-        raise ValueError(f"the cache holds {cache.length} positions already; give an empty one")
     if attention_mask is None:
         return None
     if attention_mask.shape != ids_BS.shape:
@@ -112,3 +110,16 @@ def _checked(
             "and leave empty prompts out"
         )
     return None if bool(mask_BS.all()) else mask_BS
+
+
+def _check_tokens(vocab_size: int, **tokens: int | None) -> None:
+    for name, token in tokens.items():
+        if token is not None and (isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size):
+            raise ValueError(f"{name} is {token!r}; give one token id below {vocab_size}, or None")
+
+
+def _check_cache(cache: KVCache | None, use_cache: bool) -> None:
+    if cache is not None and not use_cache:
+        raise ValueError("a cache is given and use_cache is False; leave one of them out")
+    if cache is not None and cache.length:
+        raise ValueError(f"the cache holds {cache.length} positions already; give an empty one")

@@ -19,7 +19,7 @@ from labkit.nn import shards
 from labkit.nn.model import Transformer
 from labkit.nn.tensor_names import UNUSED, WORDS, Piece, pieces
 
-KEPT_WIDE = "expert_bias_E"  # the selection bias moves by thousandths: transformers keeps it in float32 too
+KEPT_WIDE = ".expert_bias_E"  # the selection bias moves by thousandths: transformers keeps it in float32 too
 
 
 def load(
@@ -33,13 +33,17 @@ def load(
 
     Args:
         folder: with config.json of Mixtral, OLMoE, Qwen3-MoE, DeepSeek-V2, DeepSeek-V3 or GPT-OSS, and safetensors.
-        dtype: None: as stored. device: None: the CPU.
+        dtype: a floating-point format; None: as stored, which the embedding decides for all. The selection bias stays
+            in float32 or wider. device: None: the CPU.
         implementation: of the experts, see `nn.Experts`.
 
     Multi-token modules that the configuration names and the folder lacks (transformers does not write them) are left
-    out. Raises ValueError for what is missing, left over, of another shape or damaged, naming it.
+    out. Published files repeat the embedding and the head in them: such copies, and a head beside tied embeddings, must
+    equal what they repeat. Raises ValueError for what is missing, left over, of another shape or damaged, naming it.
     """
     folder = Path(folder)
+    if dtype not in (None, *shards.DTYPES.values()):
+        raise ValueError(f"dtype is {dtype!r}; give torch.float32, bfloat16, float16 or float64, or None: as stored")
     config, family = read_config(folder)
     with shards.Shards(folder) as files:
         config = _without_absent_modules(config, files.names)
@@ -47,9 +51,9 @@ def load(
             model = Transformer(config, implementation)
         wanted = _wanted(model, family)
         _check_names(files, config, {piece.name for found in wanted.values() for piece in found})
-        dtype = dtype or files.dtype("model.embed_tokens.weight")
+        dtype = dtype or files.stored("model.embed_tokens.weight").dtype
         state = {
-            name: _filled(tensor, wanted[name], files, dtype, device)
+            name: _filled(name, tensor, wanted[name], files, dtype, device)
             for name, tensor in model.state_dict().items()
             if name in wanted
         }
@@ -70,7 +74,7 @@ def save(
         model: in the number format to be stored.
         folder: made if it is not there; files of an earlier save are replaced.
         tokenizer: of transformers, or a `tokenizers.Tokenizer`; written so that `AutoTokenizer` reads it, its end and
-            padding tokens noted in the configuration.
+            padding tokens noted in the configuration (a `tokenizers.Tokenizer` does not know which they are).
         max_shard_bytes: above that, several files and an index.
 
     Returns the folder. Raises ValueError if no family of transformers can express the model, or the tokenizer has more
@@ -82,17 +86,14 @@ def save(
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; do they belong?")
     folder.mkdir(parents=True, exist_ok=True)
-    entries = []
-    for name, found in _wanted(model, family).items():
-        tensor = model.get_parameter(name) if name in dict(model.named_parameters()) else model.get_buffer(name)
-        entries += [_entry(tensor, piece) for piece in found]
-    shards.write(folder, entries, max_shard_bytes)
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
-    shards.write_json(folder / "config.json", {
+    values = {
         "architectures": [WORDS[family].architecture], "dtype": str(model.dtype).removeprefix("torch."),
         "_name_or_path": config.name, **to_hf_config(config, family), **special,
-    })  # fmt: skip
-    shards.write_json(folder / "generation_config.json", {k: v for k, v in special.items() if v is not None})
+    }  # fmt: skip
+    generation = {key: value for key, value in special.items() if value is not None}
+    beside = {"config.json": values, "generation_config.json": generation}
+    shards.write(folder, _entries(model, family), max_shard_bytes, beside)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
@@ -100,11 +101,7 @@ def save(
 
 def to_hf(model: Transformer) -> dict[str, Tensor]:
     """All tensors of a model under the names and in the layout of its family's files."""
-    entries = []
-    state = model.state_dict()
-    for name, found in _wanted(model, family_of(model.config)).items():
-        entries += [_entry(state[name], piece) for piece in found]
-    return {entry.name: entry.make() for entry in entries}
+    return {entry.name: entry.make() for entry in _entries(model, family_of(model.config))}
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
@@ -118,7 +115,10 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is no configuration of a model: {error!r}") from None
     if undescribed(values).get("quantization_config"):
-        raise ValueError(f"{path} says that the weights are quantised; load a folder with plain weights")
+        raise ValueError(
+            f"{path} says that the weights are quantised; only plain ones are read. Where transformers can undo that, "
+            "its save_pretrained writes such a folder"
+        )
     return from_hf_config(values), family
 
 
@@ -131,23 +131,31 @@ def _wanted(model: Transformer, family: str) -> dict[str, tuple[Piece, ...]]:
     }
 
 
+def _entries(model: Transformer, family: str) -> list[shards.Entry]:
+    state = model.state_dict()
+    return [_entry(state[name], piece) for name, found in _wanted(model, family).items() for piece in found]
+
+
 def _entry(tensor: Tensor, piece: Piece) -> shards.Entry:
     part = tensor[piece.where] if piece.where else tensor
     return shards.Entry(piece.name, part.numel() * part.element_size(), lambda: piece.theirs(part))
 
 
-def _filled(like: Tensor, found: tuple[Piece, ...], files: shards.Shards, dtype: torch.dtype, device: Any) -> Tensor:
-    wide = like.dtype == torch.float32 and found[0].name.endswith("e_score_correction_bias")
-    ours = torch.empty(like.shape, dtype=torch.float32 if wide else dtype, device=device)
+def _filled(
+    name: str, like: Tensor, found: tuple[Piece, ...], files: shards.Shards, dtype: torch.dtype, device: Any
+) -> Tensor:
+    """Our tensor, made once in its final place, then filled piece by piece."""
+    dtype = torch.promote_types(dtype, torch.float32) if name.endswith(KEPT_WIDE) else dtype
+    ours = torch.empty(like.shape, dtype=dtype, device=device)
     for piece in found:
-        part = ours[piece.where] if piece.where else ours
-        theirs = piece.ours(files.read(piece.name))
-        if theirs.shape != part.shape:
+        part, is_there = ours[piece.where] if piece.where else ours, files.stored(piece.name).shape
+        expected = tuple(piece.theirs(like[piece.where] if piece.where else like).shape)
+        if is_there != expected:
             raise ValueError(
-                f"{files.folder}: {piece.name} has shape {tuple(files.read(piece.name).shape)}, which config.json does "
-                f"not say: {tuple(part.shape)} in our layout"
+                f"{files.folder}: {piece.name} has shape {is_there}, but config.json says {expected}; are both of the "
+                "same model?"
             )
-        part.copy_(theirs)
+        part.copy_(piece.ours(files.read(piece.name)))
     return ours
 
 
@@ -171,10 +179,15 @@ def _check_names(files: shards.Shards, config: ModelConfig, wanted: set[str]) ->
         copies[f"{layer}.shared_head.head.weight"] = f"{head}.weight"
     for name in [name for name in extra if name in copies]:
         if not torch.equal(files.read(name), files.read(copies[name])):
-            raise ValueError(f"{files.folder}: {name} should repeat {copies[name]}, but its values differ")
+            raise ValueError(
+                f"{files.folder}: {name} should repeat {copies[name]}, but its values differ; there is one tensor for "
+                "both in a ModelConfig"
+            )
     unknown = [name for name in extra if name not in copies and not UNUSED.search(name)]
     if unknown:
-        raise ValueError(f"{files.folder} has {_some(unknown)}, which its config.json has no place for")
+        raise ValueError(
+            f"{files.folder} has {_some(unknown)}, which its config.json has no place for; are both of the same model?"
+        )
 
 
 def _some(names: list[str]) -> str:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
-from labkit.nn import attention
 from labkit.nn.rope import rotate, softmax_scale
+from labkit.nn.sdpa import attend, in_autocast_dtype
 
 if TYPE_CHECKING:
     from labkit.nn.cache import KVCache
@@ -57,6 +57,7 @@ class LatentAttention(nn.Module):
     ) -> Tensor:
         """[B, S, D] to the same; cos, sin of `rope_tables`, mask of `attention_mask` (None: causal)."""
         c, (B, S, _) = self.config, x_BSD.shape
+        x_BSD = in_autocast_dtype(x_BSD)
         query = self.query_up(self.query_norm(self.query_down(x_BSD))) if c.mla_q_rank else self.query(x_BSD)
         query_BHSd = query.view(B, S, c.num_heads, c.head_dim).transpose(1, 2)
         nope_BHSn, rope_BHSr = query_BHSd.split([c.mla_nope_dim, c.mla_rope_dim], dim=-1)
@@ -78,7 +79,7 @@ class LatentAttention(nn.Module):
         key_BHKn, value_BHKv = up.split([c.mla_nope_dim, c.mla_v_dim], dim=-1)
         shared = key_BKr[:, None].expand(-1, c.num_heads, -1, -1)
         key_BHKd = torch.cat([key_BHKn, shared.to(key_BHKn.dtype)], dim=-1)
-        return attention.attend(torch.cat([nope, rope], dim=-1), key_BHKd, value_BHKv, mask, scale=self.scale)
+        return attend(torch.cat([nope, rope], dim=-1), key_BHKd, value_BHKv, mask, scale=self.scale)
 
     def _absorbed(self, nope: Tensor, rope: Tensor, latent_BKR: Tensor, key_BKr: Tensor, mask: Tensor | None) -> Tensor:
         """All heads read one key, the latent with the rotary key beside it, whose latent part is the value too."""
@@ -87,5 +88,5 @@ class LatentAttention(nn.Module):
         up_HnR, up_HvR = up_HdR.split([c.mla_nope_dim, c.mla_v_dim], dim=1)
         query_BHSd = torch.cat([nope @ up_HnR, rope], dim=-1)
         key_B1Kd = torch.cat([latent_BKR, key_BKr], dim=-1)[:, None]
-        y_BHSR = attention.attend(query_BHSd, key_B1Kd, latent_BKR[:, None], mask, scale=self.scale)
-        return y_BHSR @ up_HvR.mT
+        y_BHSd = attend(query_BHSd, key_B1Kd, key_B1Kd, mask, scale=self.scale)
+        return y_BHSd[..., : c.mla_kv_rank] @ up_HvR.mT

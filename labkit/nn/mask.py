@@ -19,9 +19,9 @@ def attention_mask(
     Args:
         S: how many queries there are, the last ones of the sequence.
         total: how many keys there are, S with what a cache holds; left out, S.
-        padding_mask: [B, total], 1 where a token is real.
+        padding_mask: [B, total], 1 where a token is real, on either side of padding.
         window: a query sees the last `window` positions, itself among them; 0: all.
-        device: of the result.
+        device: of the result; left out, the padding mask's.
 
     Returns [B or 1, 1, S, total] bool; or None where causality alone decides (then SDPA's `is_causal` says it, and its
     fast backends apply) and for a single query that may see everything. A padding query sees itself, and nothing of
@@ -37,6 +37,8 @@ def attention_mask(
         raise ValueError(f"window is {window}; give 0 for all, or how many positions are seen")
     if padding_mask is None and S in (1, total) and not 0 < window < total:
         return None
+    if device is None and padding_mask is not None:
+        device = padding_mask.device
     query = torch.arange(total - S, total, device=device)[:, None]
     key = torch.arange(total, device=device)[None]
     seen = key <= query
@@ -44,7 +46,7 @@ def attention_mask(
         seen = seen & (key > query - window)
     if padding_mask is None:
         return seen[None, None]
-    if padding_mask.shape[-1] != total or padding_mask.ndim != 2:
+    if padding_mask.ndim != 2 or padding_mask.shape[1] != total:
         raise ValueError(f"padding_mask has shape {tuple(padding_mask.shape)}; expected (B, {total})")
     real_BK = padding_mask.to(seen.device) != 0
     return (seen & real_BK[:, None, None, :]) | (key == query)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
 from labkit.core.routing import Routing
-from labkit.nn.attention import Attention, LatentAttention
+from labkit.nn.attention import Attention, LatentAttention, in_autocast_dtype
 from labkit.nn.experts import SwiGLU
 from labkit.nn.mask import attention_mask as make_mask
 from labkit.nn.moe import MoE
@@ -254,7 +254,7 @@ class Transformer(nn.Module):
                 position_ids = torch.arange(start, total, device=ids_BS.device)[None]
             else:
                 position_ids = (attention_mask.long().cumsum(1) - 1).clamp_min(0)[:, start:]
-        cos, sin = rope_tables(self.config, position_ids, self.dtype)
+        cos, sin = rope_tables(self.config, position_ids, in_autocast_dtype(self.norm.weight).dtype)
         kinds = {self.config.slides(layer) for layer in range(self.config.num_layers + self.config.num_mtp_layers)}
         window = self.config.sliding_window
         masks = {

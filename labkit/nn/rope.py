@@ -34,7 +34,7 @@ def inverse_frequencies(config: ModelConfig) -> Tensor:
     if yarn.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, d - 1)
-    ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / max(high - low, 0.001)).clamp(0, 1)
+    ramp = ((torch.arange(d // 2, dtype=torch.float32) - low) / (high - low or 0.001)).clamp(0, 1)
     return angles * (1 - ramp) + angles / yarn.factor * ramp
 
 
@@ -78,15 +78,16 @@ def rope_tables(config: ModelConfig, positions_BS: Tensor, dtype: torch.dtype = 
     """Cosine and sine of every position and pair.
 
     Args:
-        positions_BS: [B, S] (or [1, S] for all rows alike), whole numbers; angles are computed in float32.
+        positions_BS: [B, S], or [1, S] or [S] for all rows alike, whole numbers; angles are computed in float32.
         dtype: of the result.
 
-    Returns two tensors [B, S, d/2], YaRN's attention factor inside. Raises ValueError for positions of another shape.
+    Returns two tensors [B or 1, S, d/2], YaRN's attention factor inside. Raises ValueError for other positions.
     """
-    if positions_BS.ndim != 2 or positions_BS.is_floating_point():
+    if positions_BS.ndim not in (1, 2) or positions_BS.is_floating_point() or positions_BS.dtype == torch.bool:
         raise ValueError(
             f"positions_BS has shape {tuple(positions_BS.shape)} and dtype {positions_BS.dtype}; give integers [B, S]"
         )
+    positions_BS = torch.atleast_2d(positions_BS)
     angles = positions_BS[..., None].float() * inverse_frequencies(config).to(positions_BS.device)
     factor = attention_factor(config.yarn)
     return (angles.cos() * factor).to(dtype), (angles.sin() * factor).to(dtype)
@@ -110,10 +111,12 @@ def rotate(x_BHSd: Tensor, cos: Tensor, sin: Tensor, interleaved: bool = False) 
         raise ValueError(f"x has {x_BHSd.shape[-1]} dimensions to turn, the tables {2 * cos.shape[-1]}; give as many")
     cos, sin = cos[:, None], sin[:, None]
     if interleaved:
-        first, second = x_BHSd[..., ::2], x_BHSd[..., 1::2]
-        return torch.stack([first * cos - second * sin, second * cos + first * sin], dim=-1).flatten(-2)
-    first, second = x_BHSd.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+        return torch.stack(_turned(x_BHSd[..., ::2], x_BHSd[..., 1::2], cos, sin), dim=-1).flatten(-2)
+    return torch.cat(_turned(*x_BHSd.chunk(2, dim=-1), cos, sin), dim=-1)
+
+
+def _turned(first: Tensor, second: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.addcmul(first * cos, second, sin, value=-1), torch.addcmul(second * cos, first, sin)
 
 
 def _mscale(factor: float, weight: float = 1.0) -> float:
