@@ -86,16 +86,18 @@ def curve(rows: tuple[dict[str, Any], ...]) -> Picture:
 
 def _about(recipe: Recipe, rows: tuple[dict[str, Any], ...], seconds: float, place: str) -> str:
     c, settings, params = recipe.config, recipe.settings, model_params(recipe.config)
+    tokens = settings.steps * settings.tokens_per_step
     return (
         f"# {c.name}\n\n"
         f"A small mixture-of-experts language model for the course's labs, in the layout of Qwen3-MoE: {c.num_layers} "
         f"layers of width {c.d_model}, {c.moe.num_experts} experts of width {c.moe.d_expert} in each, {c.moe.top_k} "
-        f"for every token; {params.total / 1e6:.2f} M parameters, {params.active / 1e6:.2f} M of them active; vocabulary "
-        f"{c.vocab_size:,}, context {c.max_context:,} (trained at {settings.sequence}); stored in bfloat16.\n\n"
-        f"Made by `labkit train`: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens, "
-        f"{settings.steps * settings.tokens_per_step / 1e6:.0f} M in all, in {seconds:.0f} s on {place} "
-        f"({rows[-1]['tokens_per_s'] / 1e3:.0f} k tokens/s at the end), with torch {version('torch')}. "
-        "It knows four kinds of text and nothing of the world: use it to look at routing, not for answers."
+        f"for every token; {params.total / 1e6:.2f} M parameters, {params.active / 1e6:.2f} M of them active; "
+        f"vocabulary {c.vocab_size:,}, context {c.max_context:,} (trained at {settings.sequence:,}); stored in "
+        "bfloat16.\n\n"
+        f"Made by `labkit train FOLDER`: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens, "
+        f"{tokens / 1e6:.1f} M in all, in {seconds:.0f} s on {place} ({rows[-1]['tokens_per_s'] / 1e3:.0f} k tokens/s "
+        f"at the end), with torch {version('torch')}. It knows four kinds of text and nothing of the world: use it to "
+        "look at routing, not for answers."
     )
 
 
