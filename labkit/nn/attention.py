@@ -10,14 +10,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
 from labkit.kernels.dispatch import Choice
 from labkit.nn.latent import LatentAttention
+from labkit.nn.precision import in_autocast_dtype, normed
 from labkit.nn.rope import rotate, softmax_scale
-from labkit.nn.sdpa import attend, backend, in_autocast_dtype
+from labkit.nn.sdpa import attend, backend
 
 if TYPE_CHECKING:
     from labkit.nn.cache import KVCache
@@ -58,18 +58,12 @@ class Attention(nn.Module):
         x_BSD = in_autocast_dtype(x_BSD)
         query, key, value = self.query(x_BSD), self.key(x_BSD), self.value(x_BSD)
         if self.config.qk_norm == "full":
-            query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
+            query, key = normed(query, self.query_norm), normed(key, self.key_norm)
         query, key, value = (t.view(B, S, -1, self.config.head_dim).transpose(1, 2) for t in (query, key, value))
         if self.config.qk_norm == "head":
-            query, key = _normed(query, self.query_norm), _normed(key, self.key_norm)
+            query, key = normed(query, self.query_norm), normed(key, self.key_norm)
         query, key = (rotate(t, cos, sin, self.config.rope_interleaved).to(value.dtype) for t in (query, key))
         if cache is not None:
             key, value = (t.to(query.dtype) for t in cache.update(self.layer, key, value))
         y_BHSd = attend(query, key, value, mask, scale=self.scale, sinks=self.sinks)
         return self.output(y_BHSd.transpose(1, 2).reshape(B, S, -1))
-
-
-def _normed(x: Tensor, norm: nn.RMSNorm) -> Tensor:
-    """The norm in x's dtype also under autocast, which would widen x; inside, it adds up in float32 anyway."""
-    with torch.autocast(x.device.type, enabled=False):
-        return F.rms_norm(x, norm.normalized_shape, norm.weight.to(x.dtype), norm.eps)

@@ -72,12 +72,14 @@ class KVCache:
                 "with a larger capacity"
             )
         kept = self.layers[layer]
-        for store, new in zip(kept, (first, second), strict=True):
+        fresh = tuple(zip(kept, (first, second), strict=True))
+        for store, new in fresh:
             if new.shape != (*store.shape[:-2], S, store.shape[-1]):
                 raise ValueError(
                     f"layer {layer} was given {tuple(new.shape)} for a cache of {tuple(store.shape)}; is it of this "
                     "model and batch?"
                 )
+        for store, new in fresh:
             store[..., self.length : end, :] = new
         self.reads += self.length
         return kept[0][..., :end, :], kept[1][..., :end, :]

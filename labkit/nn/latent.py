@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
+from labkit.nn.precision import in_autocast_dtype, normed
 from labkit.nn.rope import rotate, softmax_scale
-from labkit.nn.sdpa import attend, in_autocast_dtype
+from labkit.nn.sdpa import attend
 
 if TYPE_CHECKING:
     from labkit.nn.cache import KVCache
@@ -58,13 +59,13 @@ class LatentAttention(nn.Module):
         """[B, S, D] to the same; cos, sin of `rope_tables`, mask of `attention_mask` (None: causal)."""
         c, (B, S, _) = self.config, x_BSD.shape
         x_BSD = in_autocast_dtype(x_BSD)
-        query = self.query_up(self.query_norm(self.query_down(x_BSD))) if c.mla_q_rank else self.query(x_BSD)
+        query = self.query_up(normed(self.query_down(x_BSD), self.query_norm)) if c.mla_q_rank else self.query(x_BSD)
         query_BHSd = query.view(B, S, c.num_heads, c.head_dim).transpose(1, 2)
         nope_BHSn, rope_BHSr = query_BHSd.split([c.mla_nope_dim, c.mla_rope_dim], dim=-1)
         latent_BSR, key_BSr = self.kv_down(x_BSD).split([c.mla_kv_rank, c.mla_rope_dim], dim=-1)
         rope_BHSr = rotate(rope_BHSr, cos, sin, c.rope_interleaved).to(query.dtype)
         key_BSr = rotate(key_BSr[:, None], cos, sin, c.rope_interleaved)[:, 0].to(query.dtype)
-        latent_BKR, key_BKr = self.kv_norm(latent_BSR).to(query.dtype), key_BSr
+        latent_BKR, key_BKr = normed(latent_BSR, self.kv_norm), key_BSr
         if cache is not None:
             latent_BKR, key_BKr = (t.to(query.dtype) for t in cache.update(self.layer, latent_BKR, key_BKr))
         absorbed = cache is not None and S == 1 if self.absorbed is None else self.absorbed

@@ -95,13 +95,6 @@ def backend(
     return Choice(chosen, "; ".join(refused) or "every backend can; torch prefers this one here")
 
 
-def in_autocast_dtype(x: Tensor) -> Tensor:
-    """x in the dtype that autocast's products want, so that several of them cast it once; as it is without autocast."""
-    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
-        return x
-    return x.to(torch.get_autocast_dtype(x.device.type))
-
-
 def prepare(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, scale: float, sinks: Tensor | None
 ) -> Call:

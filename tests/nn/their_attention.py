@@ -107,18 +107,18 @@ def run_theirs(wanted: nn.Module, rotary: nn.Module, x: Tensor, real_BS: Tensor 
 def run_ours(ours: nn.Module, x: Tensor, real_BS: Tensor | None = None) -> Tensor:
     """Our output for the whole sequence."""
     config, S = ours.config, x.shape[1]
-    cos, sin = rope_tables(config, positions_of(real_BS, S), x.dtype)
-    return ours(x, cos, sin, attention_mask(S, S, real_BS, window=window_of(ours)))
+    cos, sin = rope_tables(config, positions_of(real_BS, S).to(x.device), x.dtype)
+    return ours(x, cos, sin, attention_mask(S, S, real_BS, window=window_of(ours), device=x.device))
 
 
 def run_cached(ours: nn.Module, x: Tensor, cache, cuts: tuple[int, ...], real_BS: Tensor | None = None) -> Tensor:
     """Our output, made in pieces that end at these positions."""
     outputs, start = [], 0
-    positions = positions_of(real_BS, x.shape[1])
+    positions = positions_of(real_BS, x.shape[1]).to(x.device)
     for end in cuts:
         cos, sin = rope_tables(ours.config, positions[:, start:end], x.dtype)
         seen = None if real_BS is None else real_BS[:, :end]
-        mask = attention_mask(end - start, end, seen, window=window_of(ours))
+        mask = attention_mask(end - start, end, seen, window=window_of(ours), device=x.device)
         outputs.append(ours(x[:, start:end], cos, sin, mask, cache))
         cache.advance(end - start)
         start = end
