@@ -60,13 +60,12 @@ def test_logits_and_gradients(family: str) -> None:
 def compare_gradients(ours: Transformer, wanted: torch.nn.Module, family: str) -> None:
     """Ours, in the layout that transformers keeps in memory (experts fused, but for GPT-OSS gate before up)."""
     grads = {name: p.grad for name, p in wanted.named_parameters()}
-    whole = torch.stack([grad.norm() for grad in grads.values() if grad is not None]).norm().item()
     for name, parameter in ours.named_parameters():
         for part, found in in_memory(name, parameter.grad, ours.config, family):
             target = grads.pop(found)
-            # a gradient that is a small rest of large terms is as exact as these: never below 1e-2 of the whole
-            size = max(target.norm().item(), 1e-2 * whole)
-            assert (part - target).norm().item() < RELATIVE * size, name
+            # a sigmoid router with one expert, or one expert of one, has no gradient but rounding
+            if max(target.norm(), part.norm()) > 1e-7:
+                assert off(part, target) < RELATIVE, (name, off(part, target))
     assert not {name for name, grad in grads.items() if grad is not None and grad.norm() > 0}
 
 
