@@ -104,7 +104,7 @@ print("modules by name:", kinds)
 # |---|---|---|
 # | fine-grained experts | DeepSeekMoE (Dai et al. 2024), section 3.1 | many narrow experts instead of few wide ones |
 # | shared experts | DeepSeekMoE, section 3.2 | some experts work for every token, unweighted |
-# | groups | DeepSeek-V2, section 2.1.3; DeepSeek-V3 | a token's experts come from few devices |
+# | groups | DeepSeek-V2, section 2.2.2; DeepSeek-V3 | a token's experts come from few devices |
 
 # %% [markdown]
 # ## 2 · Finer experts at the same cost
@@ -517,7 +517,7 @@ display(compare(["coarse", "fine", "fine + shared"]))
 # With 64 or 256 narrow experts spread over devices, a token's K experts may sit on K different ones. Each visit sends D
 # values there and D back, so the number of devices that a token visits is what its routing costs in communication.
 #
-# DeepSeek-V2 (section 2.1.3) first picks the M best devices, then the K best experts on them. A device is worth as much
+# DeepSeek-V2 (section 2.2.2) first picks the M best devices, then the K best experts on them. A device is worth as much
 # as its best expert. DeepSeek-V3 (section 2.1.2) does it with nodes, and a node's worth is the *sum* of its best K/M
 # scores: of two, with its K = 8 and M = 4.
 
@@ -1171,7 +1171,7 @@ recap("04")
 #
 # - Dai et al. 2024, *DeepSeekMoE: Towards Ultimate Expert Specialization in Mixture-of-Experts Language Models*, arXiv
 #   2401.06066: section 3 for both ideas, and its own ablations of shared and routed experts.
-# - DeepSeek-AI 2024, *DeepSeek-V2*, arXiv 2405.04434, section 2.1.3: device-limited routing; *DeepSeek-V3 Technical
+# - DeepSeek-AI 2024, *DeepSeek-V2*, arXiv 2405.04434, section 2.2.2: device-limited routing; *DeepSeek-V3 Technical
 #   Report*, arXiv 2412.19437, section 2.1.2: node-limited routing.
 # - Muennighoff et al. 2024, *OLMoE*, arXiv 2409.02060, section 5: domain and vocabulary specialisation, co-activation
 #   and saturation; it trained with and without a shared expert.

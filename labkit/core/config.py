@@ -77,7 +77,7 @@ class MoEConfig(Config):
     "sigmoid" per expert (DeepSeek-V3), "sqrtsoftplus" (sqrt(softplus)), or "topk_softmax", a softmax over the chosen
     logits only (GPT-OSS). `norm_topk` makes a token's K scores sum to one before `route_scale` multiplies them.
     `selection_bias` is the loss-free balancing bias (DeepSeek-V3, section 2.1.2): it moves the choice, never the score.
-    With `num_groups` > 1, experts are chosen inside the best `top_groups` groups only (DeepSeek-V2, section 2.1.3).
+    With `num_groups` > 1, experts are chosen inside the best `top_groups` groups only (DeepSeek-V2, section 2.2.2).
     `activation` is what an expert does between its matrices: "swiglu", or GPT-OSS's "clamped_swiglu", which alone reads
     `swiglu_alpha` and `swiglu_limit`: with the gate at most the limit and |up| too, (up + 1)·gate·sigmoid(alpha·gate).
 

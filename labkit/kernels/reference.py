@@ -68,7 +68,7 @@ def select(
         top_k: K, from 1 to the number of experts within reach.
         bias_E: [E], added for the choice only (loss-free balancing, DeepSeek-V3, section 2.1.2, equation 16).
         num_groups: experts fall into this many groups of neighbours; 1 means no groups.
-        top_groups: only experts of the best `top_groups` groups can be chosen (DeepSeek-V2, section 2.1.3).
+        top_groups: only experts of the best `top_groups` groups can be chosen (DeepSeek-V2, section 2.2.2).
         group_score: a group is worth its best expert ("max", DeepSeek-V2) or the sum of its two best ("top2_sum",
             DeepSeek-V3).
 

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.core.config import ModelConfig
-from labkit.nn import Attention, KVCache
+from labkit.nn import Attention, KVCache, sdpa
 from labkit.nn.attention import attend, backend
 
 RELATIVE = 1e-5
@@ -243,6 +243,24 @@ def test_the_backend_told_is_the_one_that_runs(S: int, G: int, width: int, maske
         attend(*given, mask, scale=1.0, sinks=logits)
         assert backend(*given, mask, sinks=logits).name == "math"
     assert ran.names == []
+
+
+def test_one_query_reads_shared_keys_in_place() -> None:
+    query, key = tokens(2, 6, 1, 8), tokens(2, 2, 9, 8)
+    call = sdpa.prepare(query, key, key, None, scale=1.0, sinks=None)
+    assert (call.key.data_ptr(), call.value.shape) == (key.data_ptr(), key.shape)
+    assert (call.query.shape, call.grouped) == ((2, 2, 3, 8), False)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_shared_keys_may_be_copied(masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, mask = tokens(2, 6, 5, 8), tokens(2, 2, 5, 8), torch.ones(1, 1, 5, 5).tril(1).bool()
+    want = attend(query, key, key, mask if masked else None, scale=0.3)
+    in_place = sdpa.prepare(query, key, key, None, scale=1.0, sinks=None)
+    assert (in_place.key.data_ptr(), in_place.grouped) == (key.data_ptr(), True)
+    monkeypatch.setattr(sdpa, "_takes_groups", lambda *_: False)
+    assert sdpa.prepare(query, key, key, None, scale=1.0, sinks=None).key.shape == query.shape
+    torch.testing.assert_close(attend(query, key, key, mask if masked else None, scale=0.3), want)
 
 
 X = torch.zeros(2, 4, 3, 8)
