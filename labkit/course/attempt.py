@@ -26,6 +26,8 @@ class Case:
 
     For an exercise that is a class, `init` holds the constructor's arguments; `args` go to the call. With `needs_grad`
     the floating-point tensors among `args` ask for gradients, which must reach those that the reference's reach.
+    `through` is a function of labkit that calls the answer itself, `through(answer, *args)`, watches what it does, and
+    returns what is to be judged: for what no return value shows, such as gradients and memory.
     """
 
     args: tuple[Any, ...]
@@ -33,6 +35,7 @@ class Case:
     label: str = ""
     init: tuple[Any, ...] | None = None
     needs_grad: bool = False
+    through: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def attempt(answer: Callable[..., Any], case: Case) -> Outcome:
         with torch.random.fork_rng(devices=[]), contextlib.redirect_stdout(printed):
             torch.manual_seed(0)
             call = answer if case.init is None else answer(*copy.deepcopy(case.init))
-            value = call(*args, **kwargs)
+            value = call(*args, **kwargs) if case.through is None else case.through(call, *args, **kwargs)
     except NotImplementedError:
         return Outcome("blank")
     except (Exception, SystemExit) as error:

@@ -108,4 +108,4 @@ class Exercise:
 
 def _asked(case: Case) -> tuple[Any, ...]:
     """All of a case but its label: what two cases must share to be one."""
-    return case.args, dict(case.kwargs), case.init, case.needs_grad
+    return case.args, dict(case.kwargs), case.init, case.needs_grad, case.through

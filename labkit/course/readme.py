@@ -15,7 +15,7 @@ PARTS = ("badges", "labs", "tree")
 PLACES = {
     "notebooks": "the labs, for learners: generated, no outputs",
     "solutions": "`NN_name.py`, the masters, the only place a lab is edited; `NN_name.ipynb`, solved and executed",
-    "data": "the claims, small data sets and checkpoints, each with its origin",
+    "data": "the claims, the map of the course and a small trained model, each with its origin",
     "tests": "mirror labkit/; near_misses/ holds wrong answers that each check must reject",
 }
 

@@ -106,7 +106,7 @@ class MTPModule(nn.Module):
     def forward(self, embedded_BSD: Tensor, hidden_BSD: Tensor, positions: Positions) -> tuple[Tensor, Routing | None]:
         """The next token's embedding and the previous depth's output to this depth's, [B, S, D] each."""
         both = torch.cat([self.norm_embed(embedded_BSD), self.norm_hidden(hidden_BSD)], dim=-1)
-        x_BSD, routing = self.block(self.project(both), positions)
+        x_BSD, routing = self.block(self.project(both).to(both.dtype), positions)  # the stream stays wide in autocast
         return self.norm(x_BSD), routing
 
 

@@ -167,9 +167,14 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks
 def _refusal(name: str, params: object) -> str:
     """Why a CUDA backend cannot, in torch's words; empty if it can."""
     possible = getattr(torch.backends.cuda, f"can_use_{name}_attention")
-    with warnings.catch_warnings(record=True) as heard:
-        warnings.simplefilter("always")
-        if possible(params, True):
-            return ""
+    before = torch.is_warn_always_enabled()
+    torch.set_warn_always(True)  # else torch tells each reason once in a process
+    try:
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            if possible(params, True):
+                return ""
+    finally:
+        torch.set_warn_always(before)
     words = [str(warning.message).split(" (Triggered")[0].strip() for warning in heard]
     return " ".join(words) or "torch does not say why"

@@ -137,7 +137,8 @@ class TokenSource:
 
     def _furthest_behind(self) -> str:
         rows = sum(self._taken.values()) + 1
-        return max(self.domains, key=lambda domain: self.weights[domain] * rows - self._taken[domain])
+        # names decide between equals, not the order in which the files were given: it may differ when a run goes on
+        return max(sorted(self.domains), key=lambda domain: self.weights[domain] * rows - self._taken[domain])
 
     def _start(self, domain: str, number: int) -> int:
         epoch, index = divmod(number, self.files[domain].tokens // self._sequence)
