@@ -1028,7 +1028,7 @@ def decode(model, ids, mask, new_tokens, cache=None):
 # on the last digit, so *the same tokens* can be asked for. How many FLOPs does a cache save?
 
 # %%
-NEW = 192 if profile == "gpu" else 48
+NEW = 96 if profile == "gpu" else 48
 if profile == "gpu":
     small = small.replace(d_model=512, num_layers=8, moe=small.moe.replace(d_model=512, d_expert=256))
 model = drawn(Transformer(small, implementation="loop")).to(device, torch.float64)

@@ -352,7 +352,7 @@ display(fig)
 #
 # bfloat16 has the range of float32 and eight bits of precision: two to three decimal digits. Products of matrices are
 # fine with that; sums of many small numbers are not. So the *weights* stay in float32, and **autocast** computes each
-# operation in the format that suits it: products in bfloat16, losses and norms in float32.
+# operation in the format that suits it: products in bfloat16, losses in float32.
 
 # %% [markdown]
 # Why must the weights stay wide? The first two lines below take a weight of 1 and move it a thousand times by 0.001, as
@@ -487,9 +487,10 @@ display(training_curves(formats))
 display(Markdown(" · ".join(f"{name} {found.loss:.3f}" for name, found in formats.items()) + " nats a token"))
 
 # %% [markdown]
-# Only the all-bfloat16 run has a reason to part from the others, and how far it does depends on how long it trains:
-# early updates are large, late ones are the ones that get lost. One seed is no proof of a small difference; it is
-# enough to see that autocast breaks nothing.
+# Both others round their products, so neither follows float32 to the last digit. Only the all-bfloat16 run has a second
+# reason to part, lost updates, and how far it does depends on how long it trains: early updates are large, late ones
+# get lost. In runs as short as these the three may lie within what another seed would change. One seed proves no small
+# difference; it is enough to see whether autocast breaks anything.
 
 # %% [markdown]
 # ## 3 · Less memory, the same gradients
@@ -889,7 +890,8 @@ else:
     display(fig)
 
 # %% [markdown]
-# Two implementations that share no code and agree to rounding, step after step, are hard to get wrong in the same way.
+# Where two loops and two models that share little but torch itself agree to rounding, step after step, it is unlikely
+# that both are wrong in the same way.
 # What the loop adds to `Trainer` is a log by domain, router losses and biases, and a checkpoint that is exact.
 
 # %% [markdown]
@@ -905,8 +907,8 @@ else:
 
 # %% [markdown]
 # First on paper. Parameters and FLOPs of the three configurations, in the sizes of the `gpu` profile, whatever runs
-# here. The third row is the dense model that claim 1 means: as many parameters as the sparse one has in all, every one
-# of them used for every token.
+# here, with 64 tokens in sight (attention costs more the more it sees). The third row is the dense model that claim 1
+# means: as many parameters as the sparse one has in all, every one of them used for every token.
 
 # %% tags=["nbval-check-output"]
 example = {"vocab_size": 4096, "num_layers": 4, "d_model": 256, "num_heads": 8, "num_kv_heads": 2, "head_dim": 32}
@@ -1090,7 +1092,7 @@ _ = claim(
 # ## 6 · Muon beside AdamW
 #
 # AdamW scales every entry of a gradient by its own history. **Muon** (Keller Jordan et al. 2024) takes the gradient's
-# momentum as what it is, a matrix, and replaces it by the nearest one whose singular values are all equal: every
+# momentum as what it is, a matrix, and replaces it by the nearest one whose singular values are all 1: every
 # direction moves equally far, and no few large ones decide. Nobody computes a singular value for that. A polynomial of
 # the matrix acts on the singular values alone,
 #
@@ -1168,8 +1170,9 @@ display(fig)
 print("as the loop's own Muon orthogonalises:", same)
 
 # %% [markdown]
-# Where a line drops to nothing, an expert got fewer tokens than its matrix has rows: each token adds one to the rank of
-# the gradient, and no polynomial makes a direction out of none. In a dense model that hardly happens.
+# Where a line drops to nothing, an expert got fewer tokens than its matrix has rows, or many that are alike: each token
+# adds at most one to the rank of the gradient, and no polynomial makes a direction out of none. In a dense model, where
+# every matrix sees every token, that is much rarer.
 
 # %% [markdown]
 # Two details make it usable. *Who*: matrices inside the blocks, each expert's own; embeddings, head, router and norms
@@ -1271,7 +1274,7 @@ display(table({n: arms[n] for n in ("sparse", "sparse, MTP")}, arms["sparse"]))
 # whole model checks the proposal while it does its own work.
 
 # %% [markdown]
-# So what counts is how often the proposal is what the main head would have said. Below that share by domain, on
+# So what counts is how often the proposal is what the main head would have said. Below is that share by domain, on
 # held-out text, with a lazy proposer for a baseline: always the main head's most frequent word in that domain.
 
 # %%
@@ -1521,8 +1524,10 @@ display(fig)
 
 # %% [markdown]
 # The grey line is a router that has learned nothing, and it lies above the dotted one: domains differ in their tokens,
-# and a random router sees that too. What training added is the distance from grey. Claim 3 asks only for the distance
-# from shuffled texts; so it is recorded as it asks, for the three seeds of section 5 and for the models above.
+# and a random router sees that too. What training added to *your* model is the distance from grey; the shipped one has
+# layers and tokens of its own, so grey is no baseline for it. Claim 3 asks only for the distance from shuffled texts;
+# so it is recorded as it asks, for the three seeds of section 5 and for the models above. More training need not mean
+# more lift: hold the short runs against the long one.
 
 # %%
 by_seed = [statistics.mean(read(found.model)) for found in arms["sparse"]]

@@ -78,7 +78,7 @@ def backend(
     """Which backend of torch `attend` runs on for these tensors, and why no other.
 
     Args as for `attend`. The name is "flash", "efficient", "cudnn" or "math", torch's own choice; the reasons on a GPU
-    are torch's own words.
+    are torch's own words, where it tells them.
 
     >>> x = torch.zeros(1, 2, 4, 8)
     >>> backend(x, x, x).name
@@ -91,7 +91,9 @@ def backend(
         how = "fused" if chosen == "flash" else "not fused: every product is stored"
         return Choice(chosen, f"on {query_BHSd.device.type} torch has one fused implementation and plain ones; {how}")
     params = torch.backends.cuda.SDPAParams(*tensors, 0.0, call.causal, call.grouped)
-    refused = [f"{name} cannot: {why}" for name in ("cudnn", "flash", "efficient") if (why := _refusal(name, params))]
+    refused = [
+        f"{name} cannot: {why}" for name in ("cudnn", "flash", "efficient") if (why := _refusal(name, params, call))
+    ]
     return Choice(chosen, "; ".join(refused) or "every backend can; torch prefers this one here")
 
 
@@ -164,8 +166,8 @@ def _check(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks
         raise ValueError(f"sinks has shape {tuple(sinks.shape)}; expected ({H},), one for each head")
 
 
-def _refusal(name: str, params: object) -> str:
-    """Why a CUDA backend cannot, in torch's words; empty if it can."""
+def _refusal(name: str, params: object, call: Call) -> str:
+    """Why a CUDA backend cannot, in torch's words or, where it keeps them (2.11), in ours; empty if it can."""
     possible = getattr(torch.backends.cuda, f"can_use_{name}_attention")
     before = torch.is_warn_always_enabled()
     torch.set_warn_always(True)  # else torch tells each reason once in a process
@@ -177,4 +179,8 @@ def _refusal(name: str, params: object) -> str:
     finally:
         torch.set_warn_always(before)
     words = [str(warning.message).split(" (Triggered")[0].strip() for warning in heard]
+    if not words and name == "flash" and call.mask is not None:
+        words = ["it takes causality, but no mask"]
+    if not words and name != "efficient" and call.query.dtype not in HALVES:
+        words = [f"it takes float16 and bfloat16, not {str(call.query.dtype).removeprefix('torch.')}"]
     return " ".join(words) or "torch does not say why"

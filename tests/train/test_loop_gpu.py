@@ -33,6 +33,7 @@ def config(**changes):
     return small_runs.config(**{"device": "auto", "batch": 8, "sequence": 64, **changes})
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("changes", [{}, {"recompute": "selective"}, {"bias_rate": 1e-3, "balance_loss": 0.01,
                                                                       "z_loss": 1e-3, "mtp_weight": 0.3}])  # fmt: skip

@@ -123,8 +123,8 @@ SCHEDULE = (
     ),
     Mistake(
         "divided_by_all_steps",
-        "The way down was divided by all `steps`, so it does not join on to the stable stretch. The line goes from 1 to "
-        "`final` within `decay` steps.",
+        "The way down was divided by all `steps`, so it does not join on to the stable stretch. The line goes from 1 "
+        "to `final` within `decay` steps.",
         like=wrong.schedule_over_all_steps,
     ),
     Mistake(
