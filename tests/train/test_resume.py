@@ -61,13 +61,17 @@ def test_a_real_signal_stops_after_the_step_and_leaves_the_handler_alone(tmp_pat
 
 
 def test_a_second_signal_interrupts_at_once():
-    before = signal.getsignal(signal.SIGINT)
-    with interruptible() as interrupt:
-        signal.raise_signal(signal.SIGINT)
-        assert interrupt.is_set()
-        with pytest.raises(KeyboardInterrupt):
+    # a shell starts what runs in its background with this signal ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with interruptible() as interrupt:
             signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
+            assert interrupt.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_it_runs_outside_the_main_thread(tmp_path):
