@@ -95,7 +95,7 @@ def _about(recipe: Recipe, rows: tuple[dict[str, Any], ...], seconds: float, pla
         f"vocabulary {c.vocab_size:,}, context {c.max_context:,} (trained at {settings.sequence:,}); stored in "
         "bfloat16.\n\n"
         f"Made by `labkit train FOLDER`: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens, "
-        f"{tokens / 1e6:.1f} M in all, in {seconds:.0f} s on {place} ({rows[-1]['tokens_per_s'] / 1e3:.0f} k tokens/s "
+        f"{tokens:,} in all, in {seconds:.0f} s on {place} ({rows[-1]['tokens_per_s'] / 1e3:.0f} k tokens/s "
         f"at the end), with torch {version('torch')}. It knows four kinds of text and nothing of the world: use it to "
         "look at routing, not for answers."
     )

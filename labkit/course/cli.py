@@ -103,7 +103,7 @@ def release(
 @app.command(epilog="Example: labkit train my-model --profile cpu")
 def train(
     folder: Annotated[Path, typer.Argument(help="Where the model is written; it must not hold one.")],
-    profile: Annotated[str, typer.Option(help="gpu (the model of data/checkpoints) or cpu (a tiny one).")] = "gpu",
+    profile: Annotated[str, typer.Option(help="auto, cpu (a tiny one) or gpu (that of data/checkpoints).")] = "auto",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps, if not the recipe's.")] = None,
 ) -> None:
     """Train the course's model: corpus, tokenizer, training, baselines and card. A stopped run goes on where it was."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from labkit.core import runtime
 from labkit.core.config import ModelConfig, MoEConfig
 
 if TYPE_CHECKING:
@@ -57,9 +58,9 @@ class Recipe:
         return TrainConfig.from_dict(self.training)
 
 
-def _model(vocab_size: int, layers: int, d_model: int, d_expert: int, experts: int) -> ModelConfig:
+def _model(name: str, vocab_size: int, layers: int, d_model: int, d_expert: int, experts: int) -> ModelConfig:
     return ModelConfig(
-        name="four-domains", vocab_size=vocab_size, num_layers=layers, d_model=d_model, num_heads=d_model // 32,
+        name=name, vocab_size=vocab_size, num_layers=layers, d_model=d_model, num_heads=d_model // 32,
         num_kv_heads=2, head_dim=32, qk_norm="head", tie_embeddings=True, max_context=1024,
         moe=MoEConfig(d_model=d_model, d_expert=d_expert, num_experts=experts, top_k=2),
     )  # fmt: skip
@@ -67,7 +68,7 @@ def _model(vocab_size: int, layers: int, d_model: int, d_expert: int, experts: i
 
 RECIPES = {
     "gpu": Recipe(
-        config=_model(4096, layers=6, d_model=256, d_expert=128, experts=16),
+        config=_model("four-domains", 4096, layers=6, d_model=256, d_expert=128, experts=16),
         train_bytes={"code": 80_000_000, "english": 40_000_000, "arithmetic": 20_000_000, "records": 20_000_000},
         validation_bytes=400_000,
         packages=PACKAGES,
@@ -78,7 +79,7 @@ RECIPES = {
         },
     ),
     "cpu": Recipe(
-        config=_model(512, layers=2, d_model=64, d_expert=32, experts=8),
+        config=_model("four-domains-tiny", 512, layers=2, d_model=64, d_expert=32, experts=8),
         train_bytes=dict.fromkeys(MIXTURE, 60_000),
         validation_bytes=20_000,
         packages=(),
@@ -92,22 +93,23 @@ RECIPES = {
 """The recipe by profile: "gpu" makes the shipped model, "cpu" goes the same way in seconds."""
 
 
-def make(folder: Path, profile: str = "gpu", *, say: Say = print, **changes: Any) -> Path:
+def make(folder: Path, profile: str = "auto", *, say: Say = print, **changes: Any) -> Path:
     """Train the course's model and write it, with its card, as a Hugging Face folder.
 
     Args:
         folder: where to; work in progress lies beside it, in FOLDER.work, and is removed at the end.
-        profile: "gpu" or "cpu", which recipe.
+        profile: which recipe: "gpu", "cpu", or "auto", the first where there is a GPU.
         say: told what happens.
         changes: of the training settings, such as steps=100.
 
-    Raises ValueError for a profile or a setting that does not exist, FileExistsError if the folder holds a model, and
-    KeyboardInterrupt after Ctrl-C, when what is done is saved.
+    Raises ValueError for a profile or a setting that does not exist, `runtime.Unavailable` for "gpu" without one,
+    FileExistsError if the folder is there and not empty, and `Interrupted` after Ctrl-C, when what is done is saved.
     """
-    if profile not in RECIPES:
-        raise ValueError(f"profile is {profile!r}; choose one of {', '.join(RECIPES)}")
+    profile = runtime.resolve_profile(profile)
     if (folder / "config.json").exists():
         raise FileExistsError(f"{folder} holds a model already; move it away or give another folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} is there and no empty folder; give another name")
     recipe = replace(RECIPES[profile], training={**RECIPES[profile].training, **changes})
     recipe.settings  # noqa: B018 (a wrong setting should speak before the corpus is read)
     work = folder.with_name(f"{folder.name}.work")
@@ -116,7 +118,7 @@ def make(folder: Path, profile: str = "gpu", *, say: Say = print, **changes: Any
     fresh = _make(recipe, work, say)
     folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists():
-        folder.rmdir()  # empty, or somebody else's
+        folder.rmdir()
     fresh.rename(folder)
     shutil.rmtree(work)
     size = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
@@ -128,8 +130,8 @@ def _make(recipe: Recipe, work: Path, say: Say) -> Path:
     """The finished folder, still among the work."""
     import torch
 
-    from labkit.core import runtime
     from labkit.course.card import write_card
+    from labkit.course.run import Interrupted
     from labkit.nn import Transformer
     from labkit.train.loop import train
     from labkit.train.tokens import TokenSource, evaluation
@@ -141,11 +143,13 @@ def _make(recipe: Recipe, work: Path, say: Say) -> Path:
     model.reset_parameters(torch.Generator().manual_seed(settings.seed))
     source = TokenSource(files["train"], recipe.mixture, seed=settings.seed)
     held = evaluation(files["validation"], settings.sequence, batch=32)
-    say(f"training: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens")
+    say(
+        f"training: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens; the log is {work / 'run'}/log.jsonl"
+    )
     started = time.monotonic()
     result = train(model, source, settings, validation=held, folder=work / "run", resume="latest-good")
     if result.stopped != "finished":
-        raise KeyboardInterrupt(f"stopped at step {result.step}; the same command goes on from there")
+        raise Interrupted(f"stopped at step {result.step} of {settings.steps}; the same command goes on from there")
     fresh = work / "model"
     shutil.rmtree(fresh, ignore_errors=True)
     seconds, device = time.monotonic() - started, model.device

@@ -88,6 +88,8 @@ def _steps(model, ids_BS, mask_BS, count, sampling, eos, pad, cache, generator) 
 
 def _checked(model: Transformer, ids_BS: Tensor, attention_mask: Tensor | None, max_new_tokens: int) -> Tensor | None:
     """The mask to go on with; None where nothing is padding, so that fast attention applies."""
+    if not isinstance(ids_BS, Tensor):
+        raise ValueError(f"ids_BS is a {type(ids_BS).__name__}; give the prompts as a tensor [B, S] of token ids")
     if ids_BS.ndim != 2 or ids_BS.is_floating_point() or ids_BS.numel() == 0:
         raise ValueError(f"ids_BS has shape {tuple(ids_BS.shape)} and dtype {ids_BS.dtype}; give prompts [B, S]")
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:

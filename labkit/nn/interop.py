@@ -108,7 +108,7 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
     """The configuration of a folder and its family. Raises ValueError where there is none that we can express."""
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise ValueError(f"there is no {path}; give the folder of one model")
+        raise ValueError(f"there is no {path}; give the folder of one model (names of a hub are not read here)")
     try:
         values = json.loads(path.read_text("utf-8"))
         family = values["model_type"]

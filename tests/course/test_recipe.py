@@ -13,6 +13,7 @@ from labkit.core.runtime import data_path
 from labkit.course import mine
 from labkit.course.cli import app
 from labkit.course.recipe import MIXTURE, PROMPTS, RECIPES, make
+from labkit.course.run import Interrupted
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def test_a_stopped_run_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.M
             return whole(model, source, config, on_step=stop, **options)
 
         patch.setattr(loop, "train", stopped)
-        with pytest.raises(KeyboardInterrupt, match="stopped at step 17"):
+        with pytest.raises(Interrupted, match="stopped at step 17 of 40; the same command goes on"):
             make(tmp_path / "model", "cpu", say=lambda words: None)
     assert (tmp_path / "model.work" / "run").is_dir()
     make(tmp_path / "model", "cpu", say=lambda words: None)
@@ -77,10 +78,15 @@ def test_a_stopped_run_goes_on(made: Path, tmp_path: Path, monkeypatch: pytest.M
 def test_what_cannot_be_made_says_so(made: Path, tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match="holds a model already"):
         make(made, "cpu")
-    with pytest.raises(ValueError, match="choose one of gpu, cpu"):
+    with pytest.raises(ValueError, match="choose one of auto, cpu, gpu"):
         make(tmp_path / "x", "tpu")
     with pytest.raises(ValueError, match="no key 'step'"):
         make(tmp_path / "x", "cpu", step=3)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("mine")
+    for taken in ("other", "other/file"):
+        with pytest.raises(FileExistsError, match="no empty folder"):
+            make(tmp_path / taken, "cpu")
     done = CliRunner().invoke(app, ["train", str(made), "--profile", "cpu"])
     assert isinstance(done.exception, FileExistsError)
 
