@@ -143,9 +143,8 @@ def _make(recipe: Recipe, work: Path, say: Say) -> Path:
     model.reset_parameters(torch.Generator().manual_seed(settings.seed))
     source = TokenSource(files["train"], recipe.mixture, seed=settings.seed)
     held = evaluation(files["validation"], settings.sequence, batch=32)
-    say(
-        f"training: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens; the log is {work / 'run'}/log.jsonl"
-    )
+    say(f"training: {settings.steps:,} steps of {settings.tokens_per_step:,} tokens")
+    say(f"the log is {work / 'run' / 'log.jsonl'}")
     started = time.monotonic()
     result = train(model, source, settings, validation=held, folder=work / "run", resume="latest-good")
     if result.stopped != "finished":
