@@ -39,8 +39,14 @@ def state(notebook) -> list:
     return json.loads(notebook.run(1).strip())
 
 
-def centre(box: dict) -> tuple[float, float]:
-    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+def centre(spot) -> tuple[float, float]:
+    """The middle of an element; one that is just being drawn anew is waited for."""
+    for _ in range(100):
+        spot.wait_for()
+        if (box := spot.bounding_box()) is not None:
+            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        spot.page.wait_for_timeout(50)
+    raise AssertionError("the element was drawn and taken away again for five seconds")
 
 
 def test_lift_answers_to_mouse_and_keys(lab, tmp_path):
@@ -57,7 +63,7 @@ def test_lift_answers_to_mouse_and_keys(lab, tmp_path):
         page.keyboard.press("Escape")
         shoot(notebook, tmp_path, "lift")
 
-        first, last = (centre(view.locator(f"circle[data-expert='{e}']").bounding_box()) for e in (2, 5))
+        first, last = (centre(view.locator(f"circle[data-expert='{e}']")) for e in (2, 5))
         page.mouse.move(*first)
         page.mouse.down()
         page.mouse.move(last[0] - 40, last[1], steps=4)
@@ -106,7 +112,7 @@ def test_ablation_answers_to_mouse_and_keys(lab, tmp_path):
         assert start[3]["all tokens"] > 0
         shoot(notebook, tmp_path, "ablation")
 
-        page.mouse.click(*centre(view.locator("circle[data-expert='2']").bounding_box()))
+        page.mouse.click(*centre(view.locator("circle[data-expert='2']")))
         view.get_by_role("status").filter(has_text="layer 0, expert 2 (").wait_for()
         expert, _, _, effect, heirs, _ = state(notebook)
         assert expert == 2
