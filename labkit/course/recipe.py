@@ -189,21 +189,15 @@ def _texts(recipe: Recipe, work: Path, say: Say) -> tuple[str, Any, dict]:
 
 def _measure(recipe: Recipe, model: Any, tokenizer: Any, files: dict, held: tuple) -> Measured:
     """Held-out losses of the model and of n-grams fitted to the same training tokens, domain by domain; and samples."""
-    import numpy as np
-
     from labkit.course.card import Measured
-    from labkit.train import ngram
     from labkit.train.evaluate import losses
-    from labkit.train.tokenizer import token_lengths
+    from labkit.train.ngram import baselines
 
-    found: dict[str, dict[str, float]] = {"model": losses(model, held)}
-    lengths, size = token_lengths(tokenizer), {}
-    for domain in recipe.mixture:
-        rows = np.concatenate([batch.ids_BS.numpy() for batch in held if batch.domains[0] == domain])
-        size[domain] = float(lengths[rows[:, 1:]].mean())
-        for name, order in (("unigram", 1), ("5-gram", 5)):
-            baseline = ngram.fit(np.asarray(files["train"][domain].ids), recipe.config.vocab_size, order)
-            found.setdefault(name, {})[domain] = float(baseline.nats(rows)[:, 1:].mean())
+    fitted = baselines(files["train"], files["validation"], tokenizer, recipe.settings.sequence)
+    found = {"model": losses(model, held)}
+    for name, order in (("unigram", 1), ("5-gram", 5)):
+        found[name] = {domain: fitted[domain][order].nats_per_token for domain in recipe.mixture}
+    size = {domain: fitted[domain][1].nats_per_token / fitted[domain][1].nats_per_byte for domain in recipe.mixture}
     samples = {domain: continued(model, tokenizer, prompt) for domain, prompt in PROMPTS.items()}
     return Measured(
         found, size, {d: int(files["train"][d].tokens) for d in recipe.mixture}, samples, load_of(model, held)

@@ -172,20 +172,33 @@ def experts(
 
 
 def experts_grouped_mm(
-    x_TD: Tensor, topk_ids_TK: Tensor, topk_scores_TK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
+    x_TD: Tensor,
+    topk_ids_TK: Tensor,
+    topk_scores_TK: Tensor,
+    gate_up_E2FD: Tensor,
+    down_EDF: Tensor,
+    variant: Variant = variants.PLAIN,
 ) -> Tensor:
     """Sort the pairs by expert, then two grouped matrix products over all experts at once, then put them back.
 
     The scores weigh what goes into the second product, which is narrower than what comes out, in x's dtype. Arguments
-    and result as `reference.experts_loop`; rows of D and F elements must be multiples of 16 bytes.
+    and result as `reference.experts_loop`, and a variant, of which each pair reads its expert's biases; rows of D and F
+    elements must be multiples of 16 bytes.
     """
     order_N, token_N, offsets_E = reference.sort_by_expert(topk_ids_TK, gate_up_E2FD.shape[0])
     place_TK = torch.empty_like(order_N).scatter_(0, order_N, torch.arange(len(order_N), device=order_N.device))
     place_TK = place_TK.view(topk_ids_TK.shape)
     score_N = topk_scores_TK.reshape(-1)[order_N].to(x_TD.dtype)
     x_ND = rows.spread(x_TD, token_N, place_TK)
-    gate, up = F.grouped_mm(x_ND, gate_up_E2FD.mT, offs=offsets_E).chunk(2, dim=-1)
-    y_ND = F.grouped_mm(F.silu(gate) * up * score_N[:, None], down_EDF.mT, offs=offsets_E)
+    gate_up_N2F = F.grouped_mm(x_ND, gate_up_E2FD.mT, offs=offsets_E)
+    biased = variant.gate_up_bias_E2F is not None
+    expert_N = topk_ids_TK.reshape(-1)[order_N] if biased else None
+    if biased:
+        gate_up_N2F = gate_up_N2F + variant.gate_up_bias_E2F[expert_N]
+    hidden_NF = variants.activate(gate_up_N2F, variant) * score_N[:, None]
+    y_ND = F.grouped_mm(hidden_NF, down_EDF.mT, offs=offsets_E)
+    if biased:
+        y_ND = y_ND + variant.down_bias_ED[expert_N] * score_N[:, None]
     return rows.gather_sum(y_ND, token_N, place_TK)
 
 
@@ -209,9 +222,7 @@ def _entry(name: str) -> _Entry:
     return _REGISTRY[name]
 
 
-register(
-    "grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30, variant_fn=variants.experts_grouped_mm
-)
+register("grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30, variant_fn=experts_grouped_mm)
 register("sorted", reference.experts_sorted, rank=20)
 register("loop", reference.experts_loop, rank=10, variant_fn=variants.experts_loop)
 register("onehot", reference.experts_onehot, rank=0)

@@ -1,7 +1,6 @@
 """Experts that are not plain SwiGLU: biases on their matrices, and GPT-OSS's clamped activation.
 
-The two implementations here, a loop that is the specification and one on grouped matrix products, are what
-`kernels.dispatch` runs for such experts.
+The loop here is the specification of such experts; `kernels.dispatch` computes them on grouped matrix products too.
 """
 
 from __future__ import annotations
@@ -51,6 +50,10 @@ class Variant:
                 )
 
 
+PLAIN = Variant()
+"""SwiGLU without biases."""
+
+
 def activate(gate_up: Tensor, variant: Variant) -> Tensor:
     """What stands between an expert's matrices: [..., 2F] to [..., F].
 
@@ -76,18 +79,3 @@ def experts_loop(
         y = F.linear(activate(gate_up, variant), down_EDF[expert], variant.down_bias_ED[expert] if biased else None)
         out_TD = out_TD.index_add(0, token, (y * topk_scores_TK[token, slot, None]).to(out_TD.dtype))
     return out_TD.to(x_TD.dtype)
-
-
-def experts_grouped_mm(
-    x_TD: Tensor, topk_ids_TK: Tensor, topk_scores_TK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, variant: Variant
-) -> Tensor:
-    """All experts at once by grouped products; each pair reads the bias of its expert."""
-    order_N, token_N, offsets_E = reference.sort_by_expert(topk_ids_TK, gate_up_E2FD.shape[0])
-    expert_N = topk_ids_TK.reshape(-1)[order_N]
-    gate_up_N2F = F.grouped_mm(reference.permute(x_TD, token_N), gate_up_E2FD.mT, offs=offsets_E)
-    if variant.gate_up_bias_E2F is not None:
-        gate_up_N2F = gate_up_N2F + variant.gate_up_bias_E2F[expert_N]
-    y_ND = F.grouped_mm(activate(gate_up_N2F, variant), down_EDF.mT, offs=offsets_E)
-    if variant.down_bias_ED is not None:
-        y_ND = y_ND + variant.down_bias_ED[expert_N]
-    return reference.combine(y_ND, order_N, topk_scores_TK).to(x_TD.dtype)

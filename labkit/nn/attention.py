@@ -22,7 +22,7 @@ from labkit.nn.sdpa import attend, backend
 if TYPE_CHECKING:
     from labkit.nn.cache import KVCache
 
-__all__ = ["Attention", "Choice", "LatentAttention", "attend", "backend", "in_autocast_dtype"]
+__all__ = ["Attention", "Choice", "LatentAttention", "attend", "backend"]
 
 
 class Attention(nn.Module):

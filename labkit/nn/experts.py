@@ -14,6 +14,7 @@ from labkit.core.routing import Routing
 from labkit.kernels import dispatch
 from labkit.kernels.reference import swiglu
 from labkit.kernels.variant import Variant
+from labkit.nn.precision import in_autocast_dtype
 
 
 class SwiGLU(nn.Module):
@@ -78,7 +79,8 @@ class Experts(nn.Module):
         """Each token through its experts: [T, D] and a `Routing` (or ids and scores) to [T, D] in x's dtype."""
         dtype = x_TD.dtype
         given = (x_TD, self.gate_up_E2FD, self.down_EDF, self.gate_up_bias_E2F, self.down_bias_ED)
-        x_TD, gate_up_E2FD, down_EDF, gate_up_bias_E2F, down_bias_ED = _autocast(given)
+        cast = (None if tensor is None else in_autocast_dtype(tensor) for tensor in given)
+        x_TD, gate_up_E2FD, down_EDF, gate_up_bias_E2F, down_bias_ED = cast
         c = self.config
         variant = Variant(gate_up_bias_E2F, down_bias_ED, c.activation, c.swiglu_alpha, c.swiglu_limit)
         y_TD = dispatch.experts(
@@ -94,12 +96,3 @@ class Experts(nn.Module):
 def _reset(gate_up: Tensor, down: Tensor, generator: torch.Generator | None) -> None:
     for weights in (gate_up, down):
         nn.init.normal_(weights, std=weights.shape[-1] ** -0.5, generator=generator)
-
-
-def _autocast(tensors: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
-    """The tensors in autocast's dtype where autocast is on for their device, else as they are."""
-    device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
-        return tensors
-    dtype = torch.get_autocast_dtype(device)
-    return tuple(None if t is None else t.to(dtype) for t in tensors)

@@ -18,16 +18,17 @@ from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
 from labkit.core.routing import Routing
-from labkit.nn.attention import Attention, LatentAttention, in_autocast_dtype
+from labkit.nn.attention import Attention, LatentAttention
 from labkit.nn.experts import SwiGLU
 from labkit.nn.mask import attention_mask as make_mask
 from labkit.nn.moe import MoE
+from labkit.nn.precision import in_autocast_dtype
 from labkit.nn.rope import rope_tables
 
 if TYPE_CHECKING:
     from labkit.nn.cache import KVCache
 
-IGNORE = -100  # a label that is not learned, as in torch and transformers
+IGNORED = -100  # a label that is not learned, as in torch and transformers
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,11 +284,10 @@ class Transformer(nn.Module):
             raise ValueError(f"labels has shape {tuple(labels.shape)}; expected {tuple(ids_BS.shape)}, as the ids")
 
 
-def next_token_loss(logits_BSV: Tensor, labels_BS: Tensor, ahead: int = 1) -> Tensor:
-    """Mean cross-entropy in nats of logits at position i against label i + ahead; labels of −100 are left out.
+def next_token_loss(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:
+    """Mean cross-entropy in nats of logits at position i against label i + 1; labels of −100 are left out.
 
     >>> next_token_loss(torch.zeros(1, 3, 8), torch.tensor([[0, 5, -100]])).exp().round().item()
     8.0
     """
-    S = labels_BS.shape[1] - ahead
-    return F.cross_entropy(logits_BSV[:, :S].flatten(0, 1), labels_BS[:, ahead:].flatten(), ignore_index=IGNORE)
+    return F.cross_entropy(logits_BSV[:, :-1].flatten(0, 1), labels_BS[:, 1:].flatten(), ignore_index=IGNORED)

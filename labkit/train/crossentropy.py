@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-IGNORED = -100
+from labkit.nn.model import IGNORED
+
 SLICE = 2**25  # logits that are widened at a time
 
 
