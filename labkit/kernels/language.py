@@ -1,0 +1,42 @@
+"""Triton, or its interpreter where there is no GPU: every kernel of this room imports `tl` and `triton` from here.
+
+Triton reads TRITON_INTERPRET when a kernel is defined, so the choice is made once, before the first kernel. The
+interpreter runs kernels in NumPy, one program after another: right in float32 and float16, silently wrong in bfloat16.
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+__all__ = ["INTERPRETED", "refusal", "tl", "triton", "unsupported"]
+
+INTERPRETED: bool = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+
+def unsupported(dtype: torch.dtype, device: str) -> str:
+    """Why no kernel of this room can run on tensors of a dtype on a device of this type; empty if one can.
+
+    >>> unsupported(torch.float64, "cuda")
+    'it computes in float32, float16 and bfloat16, not float64'
+    """
+    if dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return f"it computes in float32, float16 and bfloat16, not {str(dtype).removeprefix('torch.')}"
+    if INTERPRETED and dtype == torch.bfloat16:
+        return "Triton's interpreter computes bfloat16 wrongly without a word; give float32"
+    if not INTERPRETED and device != "cuda":
+        return f"the tensor is on {device!r}; Triton needs a GPU (or TRITON_INTERPRET=1 before it is imported)"
+    return ""
+
+
+def refusal(tensor: Tensor) -> str:
+    """Why no kernel of this room can run on a tensor; empty if one can."""
+    return unsupported(tensor.dtype, tensor.device.type)
