@@ -7,6 +7,7 @@ layers, `window` a small language model of sparse layers alone, `fixed` routers 
 from labkit.nn.attention import Attention, LatentAttention
 from labkit.nn.cache import KVCache
 from labkit.nn.experts import Experts, SwiGLU
+from labkit.nn.hf_experts import use_kernels
 from labkit.nn.model import Block, Transformer
 from labkit.nn.moe import MoE
 from labkit.nn.router import Router
@@ -26,4 +27,5 @@ __all__ = [
     "Transformer",
     "WindowModel",
     "trace",
+    "use_kernels",
 ]
