@@ -15,25 +15,31 @@ from labkit.kernels.language import tl, triton
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile, programs
 
-GROUP = tl.constexpr(16)  # row tiles that share a column of weights before the next column: both stay in the L2 cache
+GROUP = tl.constexpr(16)  # with 132 programs, 16 row tiles by 8 column tiles read the least
+
+
+@triton.jit
+def neighbours(tile, tiles, columns):
+    """Row and column of a tile in a grid of tiles, walked so that those computed at one time share their operands.
+
+    Down `GROUP` rows, then the next column of the same rows, and after the last column the next `GROUP` rows.
+    """
+    group = tile // (GROUP * columns) * GROUP
+    size = tl.minimum(tiles - group, GROUP)
+    within = tile % (GROUP * columns)
+    return group + within % size, within // size
 
 
 @triton.jit
 def locate(tile, columns, tile_expert_ptr, first_tile_ptr, offset_ptr):
-    """A tile's expert, its row tile and column tile there, and the expert's first row and number of rows.
-
-    Tiles run down the rows of one expert, `GROUP` at a time, then to the next column: neighbours share operands.
-    """
+    """A tile's expert, its row tile and column tile there, and the expert's first row and number of rows."""
     expert = tl.load(tile_expert_ptr + tile // columns)
     first = tl.load(first_tile_ptr + expert)
     tiles = tl.load(first_tile_ptr + expert + 1) - first
     start = tl.load(offset_ptr + expert)
     rows = tl.load(offset_ptr + expert + 1) - start
-    within = tile - first * columns
-    group = within // (GROUP * columns) * GROUP
-    size = tl.minimum(tiles - group, GROUP)
-    within = within % (GROUP * columns)
-    return expert, group + within % size, within // size, start, rows
+    m, n = neighbours(tile - first * columns, tiles, columns)
+    return expert, m, n, start, rows
 
 
 @triton.jit

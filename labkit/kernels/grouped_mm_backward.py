@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from labkit.kernels.grouped_mm import halves, precision
+from labkit.kernels.grouped_mm import halves, neighbours, precision
 from labkit.kernels.language import tl, triton
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile
@@ -77,11 +77,10 @@ def _weight_gradient(
     Token rows are gathered as they are loaded. The descriptor stops at the expert's last row and gives zeros after it,
     so the gathered rows need no mask. An expert without rows gets zeros.
     """
-    per_expert = tl.cdiv(D, BLOCK_M) * columns
+    tiles = tl.cdiv(D, BLOCK_M)
     tile = tl.program_id(0)
-    expert = tile // per_expert
-    m = tile % per_expert // columns
-    n = tile % columns
+    expert = tile // (tiles * columns)
+    m, n = neighbours(tile % (tiles * columns), tiles, columns)
     start = tl.load(offset_ptr + expert)
     rows = tl.load(offset_ptr + expert + 1) - start
     column = m * BLOCK_M + tl.arange(0, BLOCK_M)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from labkit.kernels.language import tl, triton
 
-ONE_HOT = 16_384  # elements of a program's one-hot matrix, pairs × experts: it must fit in registers
+ONE_HOT = 8_192  # elements of a program's one-hot matrix, pairs × experts: it must fit in registers
 
 
 class ExpertMap(NamedTuple):
@@ -108,7 +108,7 @@ def expert_map(topk_ids_TK: Tensor, num_experts: int, block_m: int) -> ExpertMap
 
     Args:
         topk_ids_TK: [T, K], int32 or int64; ids outside 0 … E − 1 are dropped pairs.
-        num_experts: E, at most 16,384. block_m: rows of a tile, a power of two.
+        num_experts: E, at most 8,192. block_m: rows of a tile, a power of two.
 
     Raises ValueError for other shapes, dtypes and sizes. Nothing here waits for the device.
     """

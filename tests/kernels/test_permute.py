@@ -52,7 +52,7 @@ def test_ids_that_are_not_contiguous():
     ("ids", "E", "block_m", "said"),
     [
         (torch.zeros(4), 3, 16, r"\(4,\) torch.float32; give \[T, K\] int64 or int32"),
-        (torch.zeros(4, 2, dtype=torch.int64), 0, 16, "num_experts is 0; give 1 to 16384"),
+        (torch.zeros(4, 2, dtype=torch.int64), 0, 16, "num_experts is 0; give 1 to 8192"),
         (torch.zeros(4, 2, dtype=torch.int64), 3, 24, "block_m is 24; give a power of two"),
     ],
 )
