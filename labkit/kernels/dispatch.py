@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +52,7 @@ class _Entry:
     supports: Callable[[Problem], str]
     rank: int
     variant_fn: Callable[..., Tensor] | None
+    devices: tuple[str, ...] | None
 
     def refuses(self, problem: Problem) -> str:
         """Why it cannot compute the problem; empty if it can."""
@@ -70,6 +72,7 @@ def register(
     supports: Callable[[Problem], str] | None = None,
     rank: int = 0,
     variant_fn: Callable[..., Tensor] | None = None,
+    devices: tuple[str, ...] | None = None,
 ) -> None:
     """Add an implementation.
 
@@ -80,10 +83,11 @@ def register(
         rank: "auto" takes the highest rank that supports the problem.
         variant_fn: called as `fn`, with a `Variant` after its arguments, for experts that are not plain SwiGLU. Left
             out: it cannot compute those.
+        devices: the types of device where "auto" considers it; elsewhere it must be asked for. Left out: everywhere.
     """
     if name in _REGISTRY or name == "auto":
         raise ValueError(f"name is {name!r}, which is taken; give another")
-    _REGISTRY[name] = _Entry(fn, supports or (lambda problem: ""), rank, variant_fn)
+    _REGISTRY[name] = _Entry(fn, supports or (lambda problem: ""), rank, variant_fn, devices)
 
 
 def names() -> tuple[str, ...]:
@@ -110,6 +114,9 @@ def choose(problem: Problem, implementation: str = "auto") -> Choice:
         return Choice(name, "forced" if forced else "asked for")
     refused = []
     for name in names():
+        devices = _REGISTRY[name].devices
+        if devices is not None and problem.device not in devices:
+            continue
         why_not = _REGISTRY[name].refuses(problem)
         if not why_not:
             return Choice(name, "; ".join(refused) or "the first choice supports this")
@@ -216,12 +223,27 @@ def _grouped_mm_supports(problem: Problem) -> str:
     return ""
 
 
+def _triton(*given: Tensor) -> Tensor:
+    from labkit.kernels.experts import experts as fused  # Triton is loaded by the first call that needs it
+
+    return fused(*given)
+
+
+def _triton_supports(problem: Problem) -> str:
+    if find_spec("triton") is None:
+        return 'Triton is not installed; pip install "labkit[gpu]"'
+    from labkit.kernels.experts import refuses
+
+    return refuses(problem.dtype, problem.device, problem.D, problem.F)
+
+
 def _entry(name: str) -> _Entry:
     if name not in _REGISTRY:
         raise ValueError(f"implementation is {name!r}; choose 'auto' or one of {', '.join(names())}")
     return _REGISTRY[name]
 
 
+register("triton", _triton, supports=_triton_supports, rank=40, devices=("cuda",))  # on a CPU, interpreted
 register("grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=30, variant_fn=experts_grouped_mm)
 register("sorted", reference.experts_sorted, rank=20)
 register("loop", reference.experts_loop, rank=10, variant_fn=variants.experts_loop)

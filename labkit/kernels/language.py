@@ -7,11 +7,16 @@ interpreter runs kernels in NumPy, one program after another: right in float32 a
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
+    os.environ["TRITON_INTERPRET"] = "1"
+    # Something else may have imported Triton before: its own functions are then compiled ones, which no interpreted
+    # kernel can call. Python's part of it is imported anew; the compiled part cannot be, and need not.
+    for name in [name for name in sys.modules if name.split(".")[0] == "triton" and not name.startswith("triton._C")]:
+        del sys.modules[name]
 
 import triton
 import triton.language as tl

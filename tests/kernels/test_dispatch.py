@@ -37,6 +37,10 @@ def test_implementations_agree_with_the_loop_and_its_gradients(name, T, E, K):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", names())
 def test_low_precision(name, dtype):
+    if name == "triton" and dtype == torch.bfloat16:
+        with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+            choose(p(dtype=dtype), name)
+        return
     x, decision, up, down = problem(17, 16, 8, 5, 2, dtype)
     y = experts(x, decision, up, down, implementation=name)
     assert y.dtype == dtype
