@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import tempfile
 import time
@@ -15,6 +17,7 @@ import small_runs
 import torch
 
 from labkit.core import runtime
+from labkit.kernels import dispatch
 from labkit.nn.model import Transformer
 from labkit.train import loop
 from labkit.train.meter import flops_per_token
@@ -179,12 +182,13 @@ def compare_with_trainer(
         precision="bfloat16", betas=(0.9, 0.95), compile=compile, progress="quiet",
     )  # fmt: skip
 
-    def ours():
+    def ours(implementation="auto"):
+        forced = contextlib.nullcontext() if implementation == "auto" else dispatch.force(implementation)
         model = Transformer.from_pretrained(folder / "model")
         watch = Stopwatch(warm, steps)
-        rows = loop.train(
-            model, Random(steps, batch, sequence, vocab), settings, on_step=lambda step: watch(step.step)
-        ).rows
+        source = Random(steps, batch, sequence, vocab)
+        with forced:
+            rows = loop.train(model, source, settings, on_step=lambda step: watch(step.step)).rows
         return watch.seconds, [row["loss"] for row in rows], rows[-1]["mfu"]
 
     def theirs():
@@ -210,18 +214,19 @@ def compare_with_trainer(
         return watch.seconds, logged, getattr(model.config, "_experts_implementation", "unknown")
 
     tokens = (steps - warm) * batch * sequence
-    speeds, losses = {"labkit": [], "Trainer": []}, {}
+    arms = {"Trainer": theirs, "labkit": ours, "labkit, grouped_mm": functools.partial(ours, "grouped_mm")}
+    speeds, losses = {name: [] for name in arms}, {}
     for _ in range(rounds):
-        for name, run in (("Trainer", theirs), ("labkit", ours)):
+        for name, run in arms.items():
             seconds, losses[name], note = run()
             speeds[name].append(tokens / seconds)
             print(
-                f"{name:<8} {tokens / seconds:>12,.0f} tokens/s  last loss {losses[name][-1]:.4f}  ({note})", flush=True
+                f"{name:<18} {tokens / seconds:>12,.0f} tokens/s  last loss {losses[name][-1]:.4f}  ({note})",
+                flush=True,
             )
-    ratio = sorted(speeds["labkit"])[rounds // 2] / sorted(speeds["Trainer"])[rounds // 2]
-    print(
-        f"{runtime.device_name(runtime.device())}, torch {torch.__version__}: labkit / Trainer = {ratio:.2f} (medians)"
-    )
+    middle = {name: sorted(found)[rounds // 2] for name, found in speeds.items()}
+    told = ", ".join(f"labkit / {name} = {middle['labkit'] / middle[name]:.2f}" for name in middle if name != "labkit")
+    print(f"{runtime.device_name(runtime.device())}, torch {torch.__version__}, medians: {told}")
     return speeds, losses
 
 
@@ -230,6 +235,7 @@ def test_the_comparison_with_trainer_runs_on_equal_terms(capsys):
     with capsys.disabled():
         speeds, losses = compare_with_trainer(rounds=1, steps=30, warm=10)
     assert losses["labkit"] == pytest.approx(losses["Trainer"], rel=5e-3)
+    assert losses["labkit"] == pytest.approx(losses["labkit, grouped_mm"], rel=5e-3)
     assert all(speed > 0 for found in speeds.values() for speed in found)
 
 
