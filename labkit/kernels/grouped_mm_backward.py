@@ -11,7 +11,7 @@ from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from labkit.kernels.grouped_mm import halves, neighbours, precision
+from labkit.kernels.grouped_mm import halves, precision
 from labkit.kernels.language import tl, triton
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile
@@ -80,7 +80,8 @@ def _weight_gradient(
     tiles = tl.cdiv(D, BLOCK_M)
     tile = tl.program_id(0)
     expert = tile // (tiles * columns)
-    m, n = neighbours(tile % (tiles * columns), tiles, columns)
+    m = tile % tiles  # whole token rows are gathered by neighbours, then again for the next columns of y
+    n = tile // tiles % columns
     start = tl.load(offset_ptr + expert)
     rows = tl.load(offset_ptr + expert + 1) - start
     column = m * BLOCK_M + tl.arange(0, BLOCK_M)
