@@ -1,4 +1,4 @@
-"""Which implementation computes the experts, and why; what each costs stands in `kernels.traffic`.
+"""Which implementation computes the experts, and why; what each costs stands in `kernels.traffic`, routing in `routes`.
 
 Implementations register here with a function that says what they cannot do, so later kernels join without a change.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -18,10 +17,24 @@ from torch import Tensor
 from labkit.core.routing import Routing
 from labkit.kernels import reference, rows
 from labkit.kernels import variant as variants
+from labkit.kernels.choice import Choice, Forced
+from labkit.kernels.routes import route
 from labkit.kernels.traffic import Traffic, traffic
 from labkit.kernels.variant import Variant
 
-__all__ = ["Choice", "Problem", "Traffic", "Variant", "choose", "experts", "force", "names", "register", "traffic"]
+__all__ = [
+    "Choice",
+    "Problem",
+    "Traffic",
+    "Variant",
+    "choose",
+    "experts",
+    "force",
+    "names",
+    "register",
+    "route",
+    "traffic",
+]
 
 
 @dataclass(frozen=True)
@@ -36,14 +49,6 @@ class Problem:
     dtype: torch.dtype
     device: str
     plain: bool = True  # SwiGLU without biases
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The implementation that will run, and the reason in words."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ class _Entry:
 
 
 _REGISTRY: dict[str, _Entry] = {}
-_forced: ContextVar[str | None] = ContextVar("labkit_forced_experts", default=None)
+_forced = Forced("experts")
 
 
 def register(
@@ -103,7 +108,7 @@ def choose(problem: Problem, implementation: str = "auto") -> Choice:
     >>> choose(Problem(T=8, D=6, F=6, E=4, K=2, dtype=torch.float64, device="cpu"))
     Choice(name='sorted', reason='grouped_mm cannot: it takes float32, float16 and bfloat16, not float64')
     """
-    forced = _forced.get()
+    forced = _forced.name
     name = forced or implementation
     if name != "auto":
         why_not = _entry(name).refuses(problem)
@@ -133,11 +138,8 @@ def force(name: str) -> Iterator[None]:
     'loop'
     """
     _entry(name)
-    token = _forced.set(name)
-    try:
+    with _forced.to(name):
         yield
-    finally:
-        _forced.reset(token)
 
 
 def experts(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from labkit.core.config import MoEConfig
 from labkit.core.routing import Routing
-from labkit.kernels.reference import route, widen
+from labkit.kernels.reference import widen
+from labkit.kernels.routes import route
 
 
 def check_features(x: Tensor, d_model: int) -> None:
@@ -88,12 +89,13 @@ class Router(nn.Module):
             return F.linear(x_TD, self.weight_ED.to(x_TD.dtype), bias_E)
 
     def decide(self, logits_TE: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and scores for these logits, as the configuration says (`kernels.reference.route`)."""
+        """Ids and scores for these logits, as the configuration says (`kernels.routes`)."""
         c = self.config
-        return route(
+        ids_TK, scores_TK, _ = route(
             logits_TE, top_k=c.top_k, score_fn=c.score_fn, norm_topk=c.norm_topk, route_scale=c.route_scale,
             bias_E=self.expert_bias_E, num_groups=c.num_groups, top_groups=c.top_groups, group_score=c.group_score,
         )  # fmt: skip
+        return ids_TK, scores_TK
 
     def _noisy(self, logits_TE: Tensor, generator: torch.Generator | None) -> Tensor:
         std = self.config.noise_std
