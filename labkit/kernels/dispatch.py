@@ -250,3 +250,7 @@ register("grouped_mm", experts_grouped_mm, supports=_grouped_mm_supports, rank=3
 register("sorted", reference.experts_sorted, rank=20)
 register("loop", reference.experts_loop, rank=10, variant_fn=variants.experts_loop)
 register("onehot", reference.experts_onehot, rank=0)
+
+if torch.cuda.is_available() and find_spec("triton") is not None:
+    # Now and not at the first call: a counter of FLOPs knows only the operators that existed when it was made.
+    import labkit.kernels.experts

@@ -11,10 +11,12 @@ gradient g of the output (after SonicMoE, Guo et al. 2025, with its fused step c
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
 from labkit.kernels import reference
 from labkit.kernels.combine import combine
@@ -136,6 +138,20 @@ def _gradients(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | Non
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.labkit.experts)
+def _forward_flops(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF, *_, **__) -> int:
+    """Multiplications and additions of the products, for torch's counter, which cannot look into a kernel."""
+    return 6 * math.prod(topk_ids_TK) * math.prod(down_EDF[1:])
+
+
+@register_flop_formula(torch.ops.labkit.experts_backward)
+def _backward_flops(
+    grad_TD, x_TD, topk_scores_TK, gate_up_E2FD, down_EDF, pre_N2F, pair_N, place_TK, *rest, **_
+) -> int:
+    *_, x_wanted, weights_wanted = rest
+    return (2 + 4 * x_wanted + 6 * weights_wanted) * math.prod(place_TK) * math.prod(down_EDF[1:])
 
 
 def _tiles(x_TD: Tensor, pairs: Tensor, num_experts: int) -> tuple:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.kernels import experts as fused
 from labkit.kernels import reference
@@ -129,6 +130,23 @@ def test_it_is_one_operator():
     compiled = torch.compile(experts, backend="aot_eager", fullgraph=True)
     for ours, want in zip(run(compiled, x, ids, scores, up, down), run(experts, x, ids, scores, up, down), strict=True):
         assert torch.equal(ours, want)
+
+
+def test_torch_counts_the_flops_of_the_loop():
+    x, ids, scores, up, down = draw(9, 16, 8, 3, 2)
+    counted = {}
+    for fn in (experts, reference.experts_loop):
+        with FlopCounterMode(display=False) as counter:
+            run(fn, x, ids, scores, up, down)
+        counted[fn] = counter.get_total_flops()
+    assert counted[experts] == counted[reference.experts_loop] == 18 * 9 * 2 * 16 * 8
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        experts(x, ids, scores, up, down)
+    assert counter.get_total_flops() == 6 * 9 * 2 * 16 * 8
+    frozen = [t.detach() for t in (up, down)]
+    with FlopCounterMode(display=False) as counter:
+        experts(x, ids, scores, *frozen).sum().backward()
+    assert counter.get_total_flops() == (6 + 2 + 4) * 9 * 2 * 16 * 8
 
 
 def test_what_cannot_be_computed_is_told():
