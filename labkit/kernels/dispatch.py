@@ -6,6 +6,7 @@ Implementations register here with a function that says what they cannot do, so 
 from __future__ import annotations
 
 import contextlib
+import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -253,4 +254,4 @@ register("onehot", reference.experts_onehot, rank=0)
 
 if torch.cuda.is_available() and find_spec("triton") is not None:
     # Now and not at the first call: a counter of FLOPs knows only the operators that existed when it was made.
-    import labkit.kernels.experts
+    importlib.import_module("labkit.kernels.experts")
