@@ -16,13 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.flop_counter import register_flop_formula
 
 from labkit.kernels import reference
 from labkit.kernels.combine import combine
 from labkit.kernels.grouped_mm import gate_up, rows_times
 from labkit.kernels.grouped_mm_backward import swiglu_backward, weight_gradient
-from labkit.kernels.language import unsupported
+from labkit.kernels.language import unsupported, watched
 from labkit.kernels.permute import ExpertMap, expert_map, max_tiles
 from labkit.kernels.tiles import tiles
 
@@ -57,11 +58,11 @@ def experts(
         raise ValueError(f"the Triton kernels cannot compute these experts: {why_not}")
     given = (x_TD, topk_scores_TK, gate_up_E2FD, down_EDF)
     save = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in given)
-    return _forward(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF, save)[0]
+    call = _forward if watched() else _Eager.apply if save else _compute
+    return call(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF, save)[0]
 
 
-@torch.library.custom_op("labkit::experts", mutates_args=())
-def _forward(
+def _compute(
     x_TD: Tensor, topk_ids_TK: Tensor, topk_scores_TK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, save: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     x_TD, scores_TK, gate_up_E2FD, down_EDF = _contiguous(x_TD, topk_scores_TK, gate_up_E2FD, down_EDF)
@@ -74,6 +75,9 @@ def _forward(
     return combine(y, places.place_TK, scores_TK), x_TD.new_empty(0) if pre is None else pre, *places
 
 
+_forward = torch.library.custom_op("labkit::experts", _compute, mutates_args=())
+
+
 @_forward.register_fake
 def _(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF, save):
     (E, _, F), N = down_EDF.shape, topk_ids_TK.numel()
@@ -84,8 +88,7 @@ def _(x_TD, topk_ids_TK, topk_scores_TK, gate_up_E2FD, down_EDF, save):
     return torch.empty_like(x_TD), pre, *(counts(shape) for shape in shapes)
 
 
-@torch.library.custom_op("labkit::experts_backward", mutates_args=())
-def _backward(
+def _differentiate(
     grad_TD: Tensor, x_TD: Tensor, topk_scores_TK: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor, pre_N2F: Tensor,
     pair_N: Tensor, place_TK: Tensor, offset_E1: Tensor, tile_expert: Tensor, first_tile_E1: Tensor,
     x_wanted: bool, weights_wanted: bool,
@@ -109,6 +112,9 @@ def _backward(
     return grad_x, grad_scores.to(topk_scores_TK.dtype), grad_gate_up, grad_down
 
 
+_backward = torch.library.custom_op("labkit::experts_backward", _differentiate, mutates_args=())
+
+
 @_backward.register_fake
 def _(grad_TD, x_TD, topk_scores_TK, gate_up_E2FD, down_EDF, *rest):
     *_, x_wanted, weights_wanted = rest
@@ -127,7 +133,7 @@ def _gradients(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | Non
     if grad_TD is None:
         return (None,) * 6
     x_wanted, _, _, gate_up_wanted, down_wanted, _ = ctx.needs_input_grad
-    grad_x, grad_scores, grad_gate_up, grad_down = _backward(
+    grad_x, grad_scores, grad_gate_up, grad_down = (_backward if watched() else _differentiate)(
         grad_TD, *ctx.saved_tensors, x_wanted, gate_up_wanted or down_wanted
     )
     none_unless = lambda wanted, gradient: gradient if wanted else None  # noqa: E731
@@ -138,6 +144,11 @@ def _gradients(ctx: Any, grad_TD: Tensor | None, *_: None) -> tuple[Tensor | Non
 
 
 _forward.register_autograd(_gradients, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    forward, setup_context = staticmethod(_compute), staticmethod(_keep)
+    backward = staticmethod(once_differentiable(_gradients))
 
 
 @register_flop_formula(torch.ops.labkit.experts)

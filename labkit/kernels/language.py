@@ -21,8 +21,9 @@ if not torch.cuda.is_available() and "TRITON_INTERPRET" not in os.environ:
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-__all__ = ["INTERPRETED", "refusal", "tl", "triton", "unsupported"]
+__all__ = ["INTERPRETED", "refusal", "tl", "triton", "unsupported", "watched"]
 
 INTERPRETED: bool = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
@@ -45,3 +46,11 @@ def unsupported(dtype: torch.dtype, device: str) -> str:
 def refusal(tensor: Tensor) -> str:
     """Why no kernel of this room can run on a tensor; empty if one can."""
     return unsupported(tensor.dtype, tensor.device.type)
+
+
+def watched() -> bool:
+    """Whether something looks at each operator that is called: torch.compile, a counter of FLOPs, fake tensors.
+
+    Then a kernel must be called through its operator. Otherwise it is called past it, which takes Python half as long.
+    """
+    return torch.compiler.is_compiling() or is_in_torch_dispatch_mode()

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from labkit.core.config import SCORE_FNS, GroupScore, ScoreFn
 from labkit.kernels import reference
-from labkit.kernels.language import refusal, tl, triton
+from labkit.kernels.language import refusal, tl, triton, watched
 
 ELEMENTS = 2048  # logits in the registers of one program
 EPS = tl.constexpr(reference.RENORMALISE_EPS)
@@ -184,14 +185,14 @@ def route(
     if why_not:
         raise ValueError(f"the routing kernel cannot take these logits: {why_not}")
     pair = group_score == "top2_sum"
-    weights, ids, counts = _forward(
-        logits_TE, bias_E, top_k, score_fn, norm_topk, route_scale, num_groups, top_groups, pair
-    )
+    given = (logits_TE, bias_E, top_k, score_fn, norm_topk, route_scale, num_groups, top_groups, pair)
+    recorded = torch.is_grad_enabled() and logits_TE.requires_grad
+    call = _forward if watched() else _Eager.apply if recorded else _decide
+    weights, ids, counts = call(*given)
     return ids, weights, counts
 
 
-@torch.library.custom_op("labkit::route", mutates_args=())
-def _forward(
+def _decide(
     logits_TE: Tensor, bias_E: Tensor | None, top_k: int, score_fn: str, norm_topk: bool, route_scale: float,
     num_groups: int, top_groups: int, pair: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -208,6 +209,9 @@ def _forward(
             NORM=norm_topk, BIAS=bias is not None, GROUPS=num_groups, TOP=top_groups, PAIR=pair, **sizes,
         )  # fmt: skip
     return weights, ids, counts
+
+
+_forward = torch.library.custom_op("labkit::route", _decide, mutates_args=())
 
 
 @_forward.register_fake
@@ -248,6 +252,11 @@ def _gradient(ctx: Any, grad_TK: Tensor, _ids: None, _counts: None) -> tuple[Ten
 
 
 _forward.register_autograd(_gradient, setup_context=_keep)
+
+
+class _Eager(torch.autograd.Function):
+    forward, setup_context = staticmethod(_decide), staticmethod(_keep)
+    backward = staticmethod(once_differentiable(_gradient))
 
 
 def _sizes(E: int, K: int) -> dict[str, int]:

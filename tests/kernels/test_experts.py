@@ -132,6 +132,13 @@ def test_it_is_one_operator():
         assert torch.equal(ours, want)
 
 
+def test_a_second_derivative_is_refused():
+    x, ids, scores, up, down = draw(9, 16, 8, 3, 2)
+    (grad,) = torch.autograd.grad(experts(x, ids, scores, up, down).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
 def test_torch_counts_the_flops_of_the_loop():
     x, ids, scores, up, down = draw(9, 16, 8, 3, 2)
     counted = {}
