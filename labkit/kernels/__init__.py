@@ -1,1 +1,1 @@
-"""How experts are computed: `reference` (the specification), `dispatch` (which one runs), `traffic` (its cost)."""
+"""How experts are computed: `reference` says what, `dispatch` and `routes` who, `experts` and `topk` how on a GPU."""
