@@ -442,7 +442,7 @@ def pace(config, steps=6):
 
 # %%
 took = {config.name: [1e3 * pace(config) for _ in range(3)] for config in (SPARSE, DENSE, TOTAL)}
-MOST, SECONDS = (200, 3.5) if profile == "gpu" else (40, 1.1)
+MOST, SECONDS = (200, 2.5) if profile == "gpu" else (40, 1.1)
 STEPS = max(20, min(MOST, int(1e3 * SECONDS / min(took["sparse"]))))
 short = "" if STEPS == MOST else f" (not {MOST}: this machine is slower than planned for)"
 display(figures.bars_with_spread(took, f"a training step of {BATCH * S:,} tokens", "ms"))
@@ -1338,7 +1338,7 @@ atlas_texts = {
     d: [text[i : i + PIECE] for text in texts.validation[d] for i in range(0, len(text) - PIECE, PIECE)][:PIECES]
     for d in DOMAINS
 }
-LONG = max(40, min(1500, int(25e3 / min(took["sparse"])))) if profile == "gpu" else 2 * STEPS
+LONG = max(40, min(1500, int(15e3 / min(took["sparse"])))) if profile == "gpu" else 2 * STEPS
 stops = {0, *(round(LONG * share) for share in (0.03, 0.1, 0.2, 0.4, 0.7, 1.0))}
 mine, snapshots = fresh(SPARSE, seed), {}
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from labkit.core.config import ModelConfig, MoEConfig
 from labkit.course import labs
 from labkit.course.attempt import attempt
-from labkit.course.labs._07_watch import Block, Watched, recomputed
 from labkit.course.probe import answer_cases, probe_code, read_outcomes
+from labkit.course.watch import Block, Watched, recomputed
 from labkit.nn import Transformer
 from labkit.train.feed import Micro
 from labkit.train.forward import call, objective

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
+import pickle
 from pathlib import Path
 
 import pytest
 
 from labkit.course import labs
+from labkit.course.attempt import attempt
 from labkit.course.exercise import GRADING_SEEDS
 from labkit.course.labs._03_oracles import switch_turns_away
 
@@ -49,6 +51,15 @@ def test_right_answers_written_differently_are_accepted(exercise):
         verdict = exercise.test(answer)
         assert verdict.passed, f"{answer.__name__}: {verdict.diagnosis}: {verdict.says}"
         assert exercise.test(answer, GRADING_SEEDS).passed
+
+
+def test_cases_cross_the_wall_of_a_graders_sandbox(exercise):
+    """Inside there is no `labkit.course.labs`, so nothing that travels may come from there."""
+    cases = exercise.inputs((0, 1))
+    packed = pickle.dumps(cases)
+    assert b"course.labs" not in packed
+    for case in pickle.loads(packed):
+        assert attempt(exercise.reference, case).status in ("value", "error")
 
 
 def test_reference_passes_and_agrees_with_its_oracle(exercise):

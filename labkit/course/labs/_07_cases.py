@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.course.attempt import Case
-from labkit.course.labs._07_watch import Block, accumulated, recomputed
+from labkit.course.watch import Block, accumulated, one_depth, recomputed
 
 Micro = tuple[Tensor, Tensor]
 
@@ -204,7 +204,9 @@ def mtp_cases(seed: int) -> list[Case]:
         return Case((logits, labels_BS, weight), label=label)
 
     gradient = case(seed + 60, 2, 5, 4, 1, 0.3, None, "")
-    alone = Case((gradient.args[0][0], *gradient.args[1:]), label="gradients flow back", needs_grad=True, through=_one)
+    alone = Case(
+        (gradient.args[0][0], *gradient.args[1:]), label="gradients flow back", needs_grad=True, through=one_depth
+    )
     return [
         case(seed, 1, 4, 3, 1, 1.0, None, "one sequence, one depth, weight 1"),
         case(seed + 10, 2, 6, 5, 1, 0.3, None, "one depth"),
@@ -214,8 +216,3 @@ def mtp_cases(seed: int) -> list[Case]:
         case(seed + 50, 2, 5, 4, 4, 0.2, None, "as many depths as there is room for"),
         alone,
     ]
-
-
-def _one(answer: Callable[..., Tensor], logits_BSV: Tensor, *others: Any) -> Tensor:
-    """One depth whose logits ask for a gradient."""
-    return answer((logits_BSV,), *others)

@@ -1,6 +1,6 @@
 """Lab 07: training a sparse transformer on real text. Its exercises and words that help.
 
-What they are tested on lies in `_07_cases`, what watches them in `_07_watch`. The mistakes that their checks know:
+What they are tested on lies in `_07_cases`, what watches them in `course.watch`. The mistakes that their checks know:
 `_07_words`, `_07_more_words` and `_07_again_words`, as `_07_mistakes`, `_07_more_mistakes` and `_07_again` make them.
 """
 

@@ -1,4 +1,7 @@
-"""Lab 07: what watches an answer while it trains: gradients, memory and random numbers are no return values."""
+"""What watches an answer while it trains: gradients, memory and random numbers are no return values (lab 07).
+
+Like what `course.given` hands out, it travels with a case into a grader's sandbox, so it does not live in `labs`.
+"""
 
 from __future__ import annotations
 
@@ -135,3 +138,8 @@ def accumulated(
         "sequences at once": model.most_rows,
         "micro-batches in memory": model.most_graphs,
     }
+
+
+def one_depth(answer: Callable[..., Tensor], logits_BSV: Tensor, *others: Any) -> Tensor:
+    """What an answer to 07.mtp gives for logits of one depth, [B, S, V], which ask for a gradient."""
+    return answer((logits_BSV,), *others)
