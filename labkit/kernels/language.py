@@ -27,6 +27,17 @@ __all__ = ["INTERPRETED", "refusal", "tl", "triton", "unsupported", "watched"]
 
 INTERPRETED: bool = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
+if INTERPRETED and triton.__version__.startswith("3.6."):
+    # NumPy 2.4 no longer converts arrays of one element and one dimension to a number, which is what this version's
+    # interpreter keeps a scalar in: `range(0, n)` over an argument n fails. From 3.7 on, Triton does as here.
+    from triton.runtime import interpreter as _triton
+
+    def _patch_lang_tensor(tensor, scope, original=_triton._patch_lang_tensor):
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.squeeze()))
+
+    _triton._patch_lang_tensor = _patch_lang_tensor
+
 
 def unsupported(dtype: torch.dtype, device: str) -> str:
     """Why no kernel of this room can run on tensors of a dtype on a device of this type; empty if one can.
