@@ -48,6 +48,9 @@ def test_close_to_float64_and_the_same_twice(sizes, skewed, dtype):
     want = run(reference.experts_loop, wide[0], ids, *wide[1:])
     names = ("output", "x", "scores", "gate_up", "down")
     errors = {name: error(a, b) for name, a, b in zip(names, ours, want, strict=True)}
+    if sizes[0] == 1:  # the gradient of two scores: two sums whose terms nearly cancel, in any implementation
+        torchs = run(reference.experts_loop, x, ids, scores, up, down)
+        assert errors.pop("scores") < max(LIMIT[dtype], 2 * error(torchs[2], want[2]))
     assert max(errors.values()) < LIMIT[dtype], errors
 
 
