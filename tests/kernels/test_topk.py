@@ -95,6 +95,124 @@ def test_bad_input_is_told(options, said):
         topk.route(torch.zeros(3, 8), **options)
 
 
+@pytest.mark.parametrize("centre", [-100.0, -60.0, -25.0, -18.0, -10.0, 30.0])
+@pytest.mark.parametrize("norm_topk", [False, True])
+def test_softplus_keeps_its_digits_far_from_zero(centre, norm_topk):
+    """log(1 + y) forgets a y below 6e-8, and with it which expert is best."""
+    logits = centre + torch.randint(-16, 17, (20, 12), generator=torch.Generator().manual_seed(0)) / 8
+    options = {"top_k": 3, "score_fn": "sqrtsoftplus", "norm_topk": norm_topk}
+    leaf = logits.clone().requires_grad_()
+    ids, weights, _ = topk.route(leaf, **options)
+    wide = logits.double().requires_grad_()
+    want_ids, want = reference.route(wide, **options)
+    assert torch.equal(ids, want_ids)
+    assert ((weights - want).norm() / want.norm()).item() < 1e-6
+    pull = torch.cos(torch.arange(want.numel(), dtype=torch.float64)).view(want.shape)
+    ours = torch.autograd.grad(weights, leaf, pull.float())[0]
+    theirs = torch.autograd.grad(want, wide, pull)[0]
+    assert ((ours - theirs).norm() / theirs.norm().clamp_min(1e-30)).item() < 1e-5
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_many_equal_scores_and_groups(data):
+    """Logits from a grid of seven values: most rows have ties inside and between groups."""
+    groups = data.draw(st.sampled_from([1, 2, 3, 5]), "groups")
+    E = groups * data.draw(st.integers(2, 7), "experts a group")
+    top = data.draw(st.integers(1, groups), "top groups")
+    K = data.draw(st.integers(1, top * (E // groups)), "K")
+    g = torch.Generator().manual_seed(data.draw(st.integers(0, 99), "seed"))
+    logits = torch.randint(-3, 4, (9, E), generator=g) / 2
+    if data.draw(st.booleans(), "masked"):
+        logits[torch.rand(logits.shape, generator=g) < 0.2] = -INF
+        logits[:, 0] = 0.5  # a row of −∞ alone has no softmax
+    options = {
+        "top_k": K, "score_fn": data.draw(st.sampled_from(SCORE_FNS)), "num_groups": groups, "top_groups": top,
+        "group_score": data.draw(st.sampled_from(["max", "top2_sum"])),
+        "bias_E": torch.randint(-2, 3, (E,), generator=g) / 4 if data.draw(st.booleans(), "bias") else None,
+    }  # fmt: skip
+    ids, weights, counts = topk.route(logits, **options)
+    want, want_weights = reference.route(logits, **options)
+    assert torch.equal(ids, want)
+    torch.testing.assert_close(weights, want_weights, rtol=1e-5, atol=1e-6)
+    assert torch.equal(counts, torch.bincount(want.reshape(-1), minlength=E))
+
+
+@pytest.mark.parametrize(("T", "E", "K"), [(0, 5, 2), (1, 5, 2), (3, 1, 1), (3, 5, 5), (2, 33, 33), (600, 3, 2)])
+@pytest.mark.parametrize("score_fn", SCORE_FNS)
+def test_sizes_at_the_edge(T, E, K, score_fn):
+    check(torch.randn(T, E, generator=torch.Generator().manual_seed(0)), top_k=K, score_fn=score_fn)
+
+
+def test_float16_logits():
+    logits = torch.randn(7, 12, generator=torch.Generator().manual_seed(0)).half().requires_grad_()
+    ids, weights, _ = topk.route(logits, top_k=3)
+    want, want_weights = reference.route(logits, top_k=3)
+    assert torch.equal(ids, want)
+    assert weights.dtype == torch.float32
+    pull = torch.cos(torch.arange(21.0)).view(7, 3)
+    ours, theirs = (torch.autograd.grad(w, logits, pull)[0] for w in (weights, want_weights))
+    assert ours.dtype == torch.float16
+    torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:All-NaN")
+@pytest.mark.parametrize("score_fn", SCORE_FNS)
+def test_a_nan_shows_and_still_names_experts(score_fn):
+    """What diverged must be seen in the scores, never as ids that point outside of the experts."""
+    logits = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    logits[1], logits[2, 4] = float("nan"), float("nan")
+    ids, weights, counts = topk.route(logits, top_k=3, score_fn=score_fn)
+    assert all(len(set(row)) == 3 and set(row) <= set(range(6)) for row in ids.tolist())
+    assert counts.sum() == 9
+    assert weights[1:].isnan().any(dim=1).all()
+    assert weights[0].isfinite().all()
+
+
+def test_the_bias_moves_choices_and_gets_no_gradient():
+    logits = torch.zeros(4, 5, requires_grad=True)
+    bias = torch.tensor([0.0, 0.0, 0.0, 1.0, -INF], requires_grad=True)
+    ids, weights, _ = topk.route(logits, top_k=4, bias_E=bias)
+    assert ids.tolist() == [[3, 0, 1, 2]] * 4
+    torch.testing.assert_close(weights, torch.full((4, 4), 0.25))
+    weights[:, 0].sum().backward()
+    assert bias.grad is None
+    assert logits.grad is not None
+
+
+def test_only_logits_and_ids_are_kept_for_backward():
+    logits, saved = torch.randn(50, 16, requires_grad=True), []
+
+    def note(tensor):
+        saved.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        ids, _, _ = topk.route(logits, top_k=2)
+    assert sorted(t.data_ptr() for t in saved) == sorted((logits.data_ptr(), ids.data_ptr()))
+
+
+@pytest.mark.parametrize(
+    "given_",
+    [
+        (torch.zeros(3, 8), {"top_k": 0}),
+        (torch.zeros(3, 8), {"top_k": 3, "num_groups": 4, "top_groups": 1}),
+        (torch.zeros(3, 8), {"top_k": 1, "num_groups": 8, "top_groups": 1, "group_score": "top2_sum"}),
+        (torch.zeros(3, 8), {"top_k": 1, "num_groups": 2, "top_groups": 3}),
+        (torch.zeros(3, 8), {"top_k": 1, "group_score": "mean"}),
+        (torch.zeros(8), {"top_k": 1}),
+        (torch.zeros(3, 8, dtype=torch.int64), {"top_k": 1}),
+    ],
+)
+def test_the_reference_says_the_same(given_):
+    logits, options = given_
+    with pytest.raises(ValueError) as theirs:
+        reference.route(logits, **options)
+    with pytest.raises(ValueError) as ours:
+        topk.route(logits, **options)
+    assert str(ours.value) == str(theirs.value)
+
+
 def test_who_decides_is_chosen_forced_and_told():
     logits = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     assert routes.choose(logits) == routes.Choice(
