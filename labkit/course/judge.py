@@ -118,20 +118,38 @@ class Judge:
         for mistake in self.mistakes:
             if mistake.like is None:
                 continue
-            wrong = [attempt(mistake.like, case) for case in cases]
-            alike = [self._alike(*pair) for pair in zip(wrong, outcomes, strict=True)]
-            if not any(alike[i] and _marked(wrong[i], outcomes[i]) for i in failing):
+            alike, marked = self._explains(mistake.like, cases, outcomes, failing, explained)
+            if not marked:
                 continue
-            if all(alike):
+            others = (i for i in range(len(cases)) if i not in failing)
+            if alike == len(failing) and all(self._alike(attempt(mistake.like, cases[i]), outcomes[i]) for i in others):
                 return mistake.name, mistake.says
-            if (count := sum(alike[i] for i in failing)) > explained:
-                likely, explained = mistake, count
+            if alike > explained:
+                likely, explained = mistake, alike
         if likely is not None:
             return likely.name, likely.says
         for mistake in self.mistakes:
             if mistake.when is not None and _holds(mistake.when, first):
                 return mistake.name, mistake.says
         return None
+
+    def _explains(
+        self, like: Callable[..., Any], cases: Sequence[Case], outcomes: Sequence[Outcome], failing: Sequence[int],
+        least: float,
+    ) -> tuple[int, bool]:  # fmt: skip
+        """How many failures a mistake explains, and whether one shows its mark.
+
+        Given up when it cannot explain all, nor more than `least`: to run a mistake may take a while.
+        """
+        alike, marked = 0, False
+        for done, i in enumerate(failing):
+            if alike < done and alike + len(failing) - done <= least:
+                break
+            wrong = attempt(like, cases[i])
+            if self._alike(wrong, outcomes[i]):
+                alike += 1
+                marked = marked or _marked(wrong, outcomes[i])
+        return alike, marked
 
     def _alike(self, wrong: Outcome, outcome: Outcome) -> bool:
         """Whether an outcome is what a mistaken implementation makes: the same value, or the same type of error."""
