@@ -13,6 +13,8 @@ from typing import Annotated
 
 import typer
 
+from labkit.course import bench
+
 app = typer.Typer(
     help="Mixture-of-Experts from scratch: open, run, check and grade the labs.",
     no_args_is_help=True,
@@ -176,6 +178,9 @@ def grade(
     typer.echo(report.json() if as_json else str(report))
     if feedback and not as_json:
         typer.echo(f"wrote {feedback}")
+
+
+app.command(epilog=bench.EXAMPLE)(bench.bench)
 
 
 def _install(extra: str) -> str:
