@@ -14,6 +14,7 @@ _VIEWS = {  # the function that makes a view, by the module that it lives in
     "lift_map": "lift",
     "load_map": "load_map",
     "ribbon": "ribbon",
+    "tiles": "tiles",
 }
 
 _HOMES = {

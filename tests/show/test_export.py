@@ -38,8 +38,12 @@ later = tuple(replace(r, loss_T=r.loss_T / 2) for r in records)
 display(show.ribbon(records), show.flow(records), show.load_map(records))
 display(show.balance_over_training({{"none": {{0: records, 10: later}}}}), show.coactivation_map(records))
 display(show.lift_map(records), show.contexts(records), show.ablation(records, removals(records)))
+display(show.tiles([45, 0, 300]))
 """
-WORDS = ("ribbon", "Flow", "Load map", "Balance over training", "Co-activation", "Domain lift", "contexts", "ablation")
+WORDS = (
+    "ribbon", "Flow", "Load map", "Balance over training", "Co-activation", "Domain lift", "contexts", "ablation",
+    "Tiles",
+)  # fmt: skip
 
 
 def run_and_export(cells: list[str]):

@@ -14,6 +14,7 @@ from labkit.show.widgets.flow import flow
 from labkit.show.widgets.lift import lift_map
 from labkit.show.widgets.load_map import load_map
 from labkit.show.widgets.ribbon import ribbon
+from labkit.show.widgets.tiles import tiles
 from labkit.show.widgets.training import balance_over_training
 
 SIZES = {"T": 120, "E": 6, "K": 2, "L": 3, "domains": ("code", "english")}
@@ -38,6 +39,7 @@ VIEWS = {
     "lift": (lambda: lift_map(records()), {"layer": 1, "domain": "english", "sort": "lift", "brush": [2, 4]}),
     "load_map": (lambda: load_map(records()), {"layer": 2, "expert": 5, "sort": "layer"}),
     "ribbon": (lambda: ribbon(records(), length=20), {"layer": 1, "token": 50, "start": 40, "lit_expert": 2}),
+    "tiles": (lambda: tiles([45, 0, 300, 7]), {"block_m": 32, "block_n": 64, "multiprocessors": 108, "expert": 3}),
     "training": (training, {"step": 10, "run": "b", "layer": 1}),
 }
 
