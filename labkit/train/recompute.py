@@ -18,7 +18,10 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 Policy = Literal["none", "full", "selective"]
 POLICIES = ("none", "full", "selective")
-DEAR = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "_scaled_mm", "linear", "convolution")
+DEAR = (
+    "mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "_scaled_mm", "linear", "convolution",
+    "experts", "attention",  # our own kernels
+)  # fmt: skip
 
 
 @contextlib.contextmanager

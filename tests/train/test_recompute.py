@@ -138,6 +138,36 @@ def test_selective_does_no_product_twice(policy, products):
     assert counted.get_total_flops() == 2 * 3 * 4 * 4 * (products + backward)
 
 
+@pytest.mark.parametrize(("policy", "times"), [("none", 1), ("full", 2), ("selective", 1)])
+def test_our_own_kernels_are_as_dear_as_products(policy, times):
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from labkit.kernels.experts import experts
+
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weights = nn.ParameterList([torch.randn(2, 8, 4), torch.randn(2, 4, 4)])
+
+        def forward(self, x):
+            ids = torch.tensor([[0], [1], [1]])
+            return experts(x.sin(), ids, torch.ones(3, 1), *self.weights).cos()
+
+    class Calls(TorchDispatchMode):
+        found = 0
+
+        def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+            self.found += operator is torch.ops.labkit.experts.default
+            return operator(*arguments, **(named or {}))
+
+    model = nn.Module()
+    model.layers = nn.ModuleList([Layer()])
+    model.forward = lambda x: model.layers[0](x)
+    with recompute(model, policy), Calls() as calls:
+        model.forward(torch.randn(3, 4)).sum().backward()
+    assert calls.found == times
+
+
 def test_afterwards_the_model_is_as_it_was():
     model = noisy_model()
     before = [vars(block).keys() for block in blocks_of(model)]
