@@ -897,7 +897,8 @@ p_kernels = predict("08.kernels", "Started for one eager router call: how many?"
 def started(call):
     """What one call starts, in order: kernels on a GPU, operators that nobody else called on a CPU."""
     call()
-    with profiler(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as prof:
+    kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
+    with profiler(activities=kinds, acc_events=True) as prof:
         call()
         if gpu:
             torch.cuda.synchronize()
@@ -1223,7 +1224,7 @@ with style.use():
     for (name, seconds), dash in zip(launches.items(), ("o-", "s--", "^:"), strict=False):
         axis.plot([2**p for p in POWERS], [1e6 * s for s in seconds], dash, label=name)
     axis.set(xscale="log", yscale="log", xlabel="elements", ylabel="µs a call, many in a row")
-    axis.legend()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = f"Time of a sum by its size on {where}: " + "; ".join(
     f"{name} {1e6 * s[0]:.3g} µs at 16 elements, {1e6 * s[-1]:.3g} µs at 2^{POWERS[-1]}" for name, s in launches.items()
 ) + "."  # fmt: skip
@@ -1395,7 +1396,7 @@ with style.use():
     axis.set(xscale="log", xlabel="warps on an SM", ylabel="share of the bandwidth", ylim=(0, 1.1))
     axis.set_xticks(warps, [f"{w:.0f}" for w in warps])
     axis.minorticks_off()
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = f"Share of the bandwidth by warps on an SM, {about}: by Little's law full from " + (
     f"{next((w for w, p in zip(warps, PROGRAMS, strict=True) if law(p) >= rate), warps[-1]):.0f} warps on"
 ) + ("; measured " + ", ".join(f"{d / rate:.0%}" for d in dots) if dots else "") + "."  # fmt: skip
