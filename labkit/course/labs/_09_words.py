@@ -1,0 +1,244 @@
+"""Lab 09: the mistakes in a map, an order of tiles and a gathered product that their checks know, and their words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from labkit.course.judge import Failure, Mistake
+from labkit.course.labs import _09_mistakes as wrong
+from labkit.course.labs._09_mistakes import With
+
+
+def beyond(*verbs: str) -> Callable[[Failure], bool]:
+    """Whether a kernel did these things, and no others, outside its tensors: "reads", "writes"."""
+
+    def found(failure: Failure) -> bool:
+        said = set(re.findall(r"(reads|writes) [^;]* outside", failure.outcome.error))
+        return failure.outcome.error_type == "OutOfBounds" and said == set(verbs)
+
+    return found
+
+
+def far(failure: Failure) -> bool:
+    """Whether a kernel was stopped before it went far away."""
+    return failure.outcome.error_type == "OutOfBounds" and " far " in failure.outcome.error
+
+
+def no_kernel(failure: Failure) -> bool:
+    """Whether there was nothing to launch."""
+    return failure.outcome.error_type == "NotAKernel"
+
+
+def unfilled(failure: Failure) -> bool:
+    """Whether poison was left in an output."""
+    parts = failure.got if isinstance(failure.got, tuple) else (failure.got,)
+    return any(bool(part.isnan().any()) for part in parts)
+
+
+NO_KERNEL = Mistake(
+    "no_kernel",
+    "There is no Triton kernel under this name: keep the line `@triton.jit` above its `def`, and run the cell again.",
+    when=no_kernel,
+)
+FAR = Mistake(
+    "far_away",
+    "Your kernel was stopped just before it would have touched memory far away from its tensors; without the guards "
+    "of this check the whole Python process would be gone. Is a row's number multiplied by its width twice, or an "
+    "expert's number by the wrong size? An expert's matrix has W · D elements.",
+    when=far,
+)
+
+TILE_MAP = (
+    Mistake(
+        "full_tiles_only",
+        "What does not fill a tile is left out: the division rounds down. An expert with c rows needs ⌈c / block_m⌉ "
+        "tiles, and in whole numbers that is (c + block_m - 1) // block_m.",
+        like=wrong.map_full_tiles_only,
+    ),
+    Mistake(
+        "one_tile_too_many",
+        "An expert whose rows fill its tiles exactly gets one more, which is empty; so does an expert without rows. "
+        "Round up, instead of adding one: (c + block_m - 1) // block_m.",
+        like=wrong.map_one_more,
+    ),
+    Mistake(
+        "a_tile_for_nobody",
+        "Experts without a row have a tile here. It would compute nothing, and its first row is somebody else's.",
+        like=wrong.map_empty_gets_one,
+    ),
+    Mistake(
+        "rows_with_padding",
+        "The first rows are multiples of block_m, as if every expert's rows began at a new tile. They lie side by "
+        "side: the padding is only in the tile that computes, never in memory.",
+        like=wrong.map_padded,
+    ),
+    Mistake(
+        "counted_from_the_expert",
+        "Rows are counted from the first row of their expert. All experts lie in one tensor: add where each begins, "
+        "the sum of the counts before it.",
+        like=wrong.map_own_rows,
+    ),
+    Mistake(
+        "begins_where_it_ends",
+        "`cumsum` counts each expert's own rows too, so this is where it *ends*. Subtract its count, and you have "
+        "where it begins.",
+        like=wrong.map_last_rows,
+    ),
+    Mistake(
+        "the_same_tile_again",
+        "All tiles of an expert begin at its first row. The j-th of them begins j · block_m rows later.",
+        like=wrong.map_expert_start,
+    ),
+    Mistake(
+        "renumbered",
+        "Right until an expert has no rows: from there on the numbers are those of the experts that are left, and "
+        "every tile would be multiplied by another expert's matrix.",
+        like=wrong.map_renumbered,
+    ),
+    Mistake(
+        "across_experts",
+        "The rows were cut into tiles first, and then each tile was given to the expert of its first row. A tile must "
+        "not span two experts: it is multiplied by one matrix.",
+        like=wrong.map_across_experts,
+    ),
+    Mistake(
+        "tile_numbers",
+        "The second value says the how-manieth tile of its expert each is. Asked is its first *row*, counted from the "
+        "first row of all.",
+        like=wrong.map_tile_numbers,
+    ),
+)
+
+TILE_ORDER = (
+    Mistake(
+        "row_by_row",
+        "Row by row, whatever `group` is: neighbours share their rows and every one of them needs other columns.",
+        like=wrong.order_row_by_row,
+    ),
+    Mistake(
+        "column_by_column",
+        "Down all the rows before the next column: as if the group had all rows in it.",
+        like=wrong.order_column_by_column,
+    ),
+    Mistake(
+        "last_group_is_full",
+        "Right until the last group, which has fewer rows if `group` does not divide them. There tiles land on rows "
+        "that do not exist, and others are never computed. Its size is min(group, rows - first).",
+        like=wrong.order_last_group_is_full,
+    ),
+    Mistake(
+        "never_leaves_the_first_group",
+        "All groups are on the rows of the first one: the row *within* the group is right, where the group begins has "
+        "to be added.",
+        like=wrong.order_never_leaves_the_group,
+    ),
+    Mistake("swapped", "These are (column, row); (row, column) was asked for.", like=wrong.order_swapped),
+    Mistake(
+        "groups_of_columns",
+        "The groups are of columns, where rows were meant: along a row within the group, then the next row.",
+        like=wrong.order_groups_of_columns,
+    ),
+    Mistake(
+        "group_number_for_row",
+        "Group number g begins at row g · group, not at row g.",
+        like=wrong.order_group_number,
+    ),
+)
+
+GATHER = (
+    Mistake(
+        "not_gathered",
+        "Row r of the result was made from row r of x. But x is in token order and stands there once for each token; "
+        "which token row r is, `token_ptr` says.",
+        like=With(wrong.gather, WRONG="not_gathered"),
+    ),
+    Mistake(
+        "by_token",
+        "The results were stored at their token's row. Several rows have the same token, each for another expert, and "
+        "here they overwrite each other. The output is in expert order: store at `row`.",
+        like=With(wrong.gather, WRONG="by_token"),
+    ),
+    Mistake(
+        "into_the_next_expert",
+        "An expert's last tile also writes the rows after it, which are the next expert's (or nobody's). Which of two "
+        "programs writes last is a matter of luck. Rows end at `offset[expert + 1]`: mask the store with that.",
+        like=With(wrong.gather, WRONG="into_the_next_expert"),
+    ),
+    Mistake(
+        "one_row_too_many",
+        "One row too many: `offset[expert + 1]` is where the next expert begins, so the last row is the one before it.",
+        like=With(wrong.gather, WRONG="one_row_too_many"),
+    ),
+    Mistake(
+        "one_expert_for_all",
+        "Every tile is multiplied by the first expert's matrix. The expert of tile p is `tl.load(expert_ptr + p)`, and "
+        "its matrix begins W · D elements after the one before it.",
+        like=With(wrong.gather, WRONG="one_expert_for_all"),
+    ),
+    Mistake(
+        "expert_too_near",
+        "Experts' matrices lie W · D elements apart, and yours only D: expert e's began in the middle of expert 0's.",
+        like=With(wrong.gather, WRONG="expert_too_near"),
+    ),
+    Mistake(
+        "not_transposed",
+        "The weights were read as [D, W]. They are stored as torch stores a linear layer, [W, D]: element (k, column) "
+        "of the tile that `tl.dot` wants is column · D + k elements after the matrix begins.",
+        like=With(wrong.gather, WRONG="not_transposed"),
+    ),
+    Mistake(
+        "rows_by_program",
+        "Program p took rows from p · BLOCK_M on. That was so when all rows were one expert's; here the list says "
+        "where each tile begins: `tl.load(row_ptr + p)`.",
+        like=With(wrong.gather, WRONG="rows_by_program"),
+    ),
+    Mistake(
+        "first_columns_only",
+        "All tiles compute the same columns. `tl.load(column_ptr + p)` is the first one of tile p.",
+        like=With(wrong.gather, WRONG="first_columns_only"),
+    ),
+    Mistake(
+        "last_step_only",
+        "Only the last piece of the depth is in the result: each step overwrites the sum. "
+        "`product = tl.dot(x, w, product)` adds to it.",
+        like=With(wrong.gather, WRONG="last_step_only"),
+    ),
+    Mistake(
+        "depth_not_masked",
+        "Right where D is a multiple of BLOCK_K. Elsewhere the last step reads on into the next row, of x and of the "
+        "weights, and multiplies them. Both loads need `k < D` in their masks, and `other=0.0`.",
+        like=With(wrong.gather, WRONG="depth_not_masked"),
+    ),
+    Mistake(
+        "rounded_early",
+        "Where x is float16 the sums were rounded to float16 before they were stored as float32. Add up and store in "
+        "float32; the store converts to whatever the output is.",
+        like=With(wrong.gather, WRONG="rounded_early"),
+    ),
+    Mistake(
+        "no_mask",
+        "Your kernel reads and writes outside its tensors. A tile has BLOCK_M rows and its expert may have fewer "
+        "left; it has BLOCK_N columns and the matrix may end before; and so may the depth.",
+        when=beyond("reads", "writes"),
+    ),
+    Mistake(
+        "reads_beyond",
+        "Your kernel reads outside its tensors. Four things can lie beyond: the token's number, the row of x, the "
+        "columns of the weights, the depth of both. Each load needs the mask of what it loads.",
+        when=beyond("reads"),
+    ),
+    Mistake(
+        "writes_beyond",
+        "Your kernel writes outside its output: the store needs the rows *and* the columns in its mask.",
+        when=beyond("writes"),
+    ),
+    FAR,
+    NO_KERNEL,
+    Mistake(
+        "not_all_written",
+        "Part of the result was never written, or NaN was loaded from beyond an edge: it holds the NaN that the check "
+        "put there. Which rows and which columns does program 0 store?",
+        when=unfilled,
+    ),
+)
