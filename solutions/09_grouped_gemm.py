@@ -250,9 +250,14 @@ if gpu:
 display(Markdown(said))
 
 # %% [markdown]
+# On a GPU, counting may well lose while it is written with torch: a one or a zero for each pair and expert goes through
+# memory. In a kernel they stay on the chip. `layout` stays in this lab because it can be read; its time is part of your
+# layer's.
+
+# %% [markdown]
 # ### Tiles
 # A program computes a **tile**: `block_m` rows times `block_n` columns. Within one matrix product any rows would do.
-# Here a tile needs one matrix, so it never spans two experts, and every expert's last tile may be half empty.
+# Here a tile needs one matrix, so it never spans two experts, and every expert's last tile may be partly empty.
 
 # %% [markdown]
 # You write the list of tiles: whose each is, and at which row it begins. Rows lie side by side; only tiles have
@@ -286,7 +291,7 @@ def tile_map(tokens_per_expert_E: torch.Tensor, block_m: int) -> tuple[torch.Ten
 tile_map = check("09.tile_map", tile_map)
 
 # %% [markdown]
-# Five experts, tiles of four rows. A box is a row; the frame is a tile; what it frames without a box is computed for
+# Five experts, tiles of four rows. A box is a row; the frame is a tile; an empty box in it is computed for
 # nobody.
 
 # %% tags=["nbval-check-output"]
@@ -961,8 +966,8 @@ def tuned(T, D, width, E, K):
 
 
 # %% [markdown]
-# Left: what a tile needs from the cache. Right: its empty rows at two sizes of batch. On a GPU, the rates are measured
-# with the course's kernel, at both sizes.
+# Left: FLOPs for each byte that a tile needs from the cache, more is better. Right: its empty rows at two sizes of
+# batch. On a GPU, the rates are measured with the course's kernel, at both sizes.
 
 # %%
 SMALL = 512
@@ -1103,6 +1108,11 @@ for name in STEPS:
     print(f"{name:<24} right: {name in mine and not mine[name].wrong(steps.dtype)}")
 
 # %% [markdown]
+# Step by step, then: what is fused away is time won. Groups of tiles (step 5) are for wide matrices, as Mixtral's were
+# above; OLMoE's row by row was a block already. What is left between your last version and the course's is the rate of
+# the products.
+
+# %% [markdown]
 # ## 8 · Backward
 #
 # From the gradient g of the result, with a row's score s and hidden row h = SiLU(a)·u, its gradients are
@@ -1196,7 +1206,7 @@ weight_gradient = check("09.weight_gradient", weight_gradient)
 
 # %% [markdown]
 # Everything together as an operation that autograd knows. The products over rows and the pass over the pre-activation
-# are the course's (`rows_times`, `swiglu_backward`); the rest is yours.
+# are the course's (`rows_times`, `swiglu_backward`), and so are its map and its sum; the weights' gradients are yours.
 
 
 # %%
@@ -1337,7 +1347,8 @@ if not gpu:
     display(Markdown("Time is not measured here: there is no GPU, and an interpreted kernel's time says nothing."))
 
 # %% [markdown]
-# Where a part's share of the time is above its share of the FLOPs, its products run below the others' rate.
+# Compare the two bars of a part: the smaller its FLOPs are beside its time, the lower the rate of its products. Parts
+# without FLOPs take time, too.
 # `docs/kernels.md` tells for each what was tried: what was expected, what came, and what was learnt from the
 # difference.
 
@@ -1460,7 +1471,7 @@ ours = [next((e.median for e in r.measured if e.name == "labkit"), None) for r i
 p_decode.against(1e6 * (ours[0] if ours and ours[0] else least[1]), calculated=not gpu)
 
 # %% [markdown]
-# Tiles are 16 rows high here, and almost all of them are empty: it does not matter, since nothing waits for arithmetic.
+# At one token, 15 of a tile's 16 rows are empty: it does not matter, since nothing waits for arithmetic.
 
 # %% [markdown]
 # What matters is one launch for the whole layer: a **CUDA graph** replays the recorded kernels without the host. That
@@ -1502,8 +1513,8 @@ if "yours" not in dispatch.names():
 print("among the implementations now:", "yours" in dispatch.names())
 
 # %% [markdown]
-# The model is your own from lab 07 if there is one, else the one that comes with the course. It reads a few lines of
-# code twice: on your kernels, and with the experts in torch.
+# The model is your own from lab 07 if there is one, else the one that comes with the course. It reads a few
+# lines of code three times: on your kernels, and with the experts in torch, in two ways (`sorted`, `grouped_mm`).
 
 # %% [markdown]
 # For how many of its positions is the most likely next token the same?
@@ -1535,8 +1546,8 @@ print(f"ways {off['grouped_mm']:.2e}")
 # differ; so may a router's choice between two experts, and then a logit differs by more than rounding.
 
 # %% [markdown]
-# On a GPU, a few steps of training follow, on the same batch, with three implementations of the experts: do the
-# losses fall alike?
+# On a GPU, a few steps of training follow, on one batch of random tokens, with three implementations of the experts: do
+# the losses fall alike?
 
 # %%
 losses = {}

@@ -353,8 +353,8 @@ activations = saved_by_room(model, lambda: model(ids_BS, labels=ids_BS).loss)
 p_experts.against(100 * activations["experts"] / sum(activations.values()))
 
 # %% [markdown]
-# States and activations side by side, room by room. (Router and norms are small in everything; attention is small in
-# parameters only.)
+# States and activations side by side, room by room. (The router is small in parameters, attention too: what they keep
+# is another matter.)
 
 # %%
 with style.use():
@@ -678,7 +678,8 @@ display(fig)
 
 # %% [markdown]
 # Gathered rows, SiLU, product, weighted product: each was a tensor with a row for every pair. With K = 8 a layer works
-# on eight times as many rows as there are tokens, so in a sparse model that is where activations are.
+# on eight times as many rows as there are tokens: with torch's operations that is where a sparse model's activations
+# are. (On a GPU, section 1 already ran on the kernels.)
 
 # %% [markdown]
 # ## 4 · Checkpointing
@@ -757,9 +758,10 @@ fig.alt = (
 display(fig)
 
 # %% [markdown]
-# A block of a transformer keeps dozens of times its input, so in practice a segment is **one block**: the √n law is for
-# layers that keep little. (Uneven segments can do a little better. Chen et al. also checkpoint recursively: log n, and
-# more than one extra pass.)
+# (For a = b the law says 8; between 6 and 11 nothing changes, since segments are whole.) A block of a transformer keeps
+# dozens of times its input, so in practice a segment is **one block**: the √n law is for layers that keep little.
+# (Uneven segments can do a little better. Chen et al. also checkpoint recursively: log n, and more than one extra
+# pass.)
 
 # %% [markdown]
 # Does the formula hold? To find out, we need the peak of anything that can be called: the allocator's on a GPU, else
@@ -961,9 +963,14 @@ display(Markdown(said))
 # as small as this one waits for Python more than for products, and checkpointing runs more Python.)
 
 # %% [markdown]
-# What no policy touches is what lies outside of the blocks: logits, and their gradient. With a large vocabulary that
-# is the next thing to cut into pieces (`labkit.train.crossentropy` does). And *all blocks at once* saves hardly
-# anything: while its one segment runs again, everything is kept.
+# What no policy touches is what lies outside of the blocks: logits, and their gradient. With a large vocabulary that is
+# the next thing to cut into pieces (`labkit.train.crossentropy` does). Where blocks outweigh the logits, *all blocks at
+# once* saves nothing: while its one segment runs again, everything is kept. Where the peak is at the loss, only the
+# inputs that wait count, and longer segments look better than they would in a deeper model.
+
+# %% [markdown]
+# And look at the two selective policies. They keep the dear products, and still need not be quicker than recomputing
+# everything: to decide for each operation costs Python, in a small model more than the products.
 
 # %% [markdown]
 # ## 5 · The largest tensor, never written
@@ -1275,8 +1282,8 @@ LADDER = {
 }  # fmt: skip
 
 # %% [markdown]
-# tf32 is no format for storing: a tensor core reads float32 and ignores 13 bits. To warm up: which number comes after
-# 256 in bfloat16?
+# tf32 is no format for storing: of float32's 23 bits a tensor core keeps ten (here: rounded). To warm up: which number
+# comes after 256 in bfloat16?
 
 # %%
 p_next = predict("10.next", "The next bfloat16 after 256?", 256, 264, step=0.25)
@@ -1445,7 +1452,7 @@ stays = (flat.float() - 3e-4).bfloat16() == flat
 p_lost.against(100 * stays.float().mean().item())
 
 # %% [markdown]
-# Those weights will not move in the next step either, or ever, while the learning rate is what it is. Large weights are
+# Those weights will not move in the next step either, nor in any other whose update is as small. Large weights are
 # the first to freeze, because their spacing is wider.
 
 # %% [markdown]
@@ -1771,8 +1778,9 @@ p_weigh.against(100 * (off - 1))
 print(f"formula {formula.total / GB:.3f} GB, of which states {formula.states / GB:.3f}; measured {weighed / GB:.3f} GB")
 
 # %% [markdown]
-# What the formula leaves out: one gradient in float32 while it is used, and what the backward pass of a block needs
-# while it runs.
+# The formula counts all gradients and all activations at once; they never meet, so it is too high by the smaller of the
+# two. It leaves out one gradient in float32 during the update, and what a block's backward pass needs while it runs.
+# Which is larger decides the sign.
 
 # %% [markdown]
 # To serve: the weights in 16 bits, a cache for some readers of 4096 tokens, and the working memory of reading a prompt.
@@ -1870,8 +1878,9 @@ recap("10")
 #   everything is another claim, and false.
 # - *Two T4*: for a few readers. With many, the cache decides (lab 00).
 #
-# **Gradient checkpointing** is worth what section 4 measured: a large part of the activations, for about one more
-# forward pass. It is an answer to long sequences and large batches, not to a large model.
+# **Gradient checkpointing** is worth what section 4 measured: a large part of the activations, for one more forward
+# pass in FLOPs, and for the time that is written there. It is an answer to long sequences and large batches, not to a
+# large model.
 
 # %% [markdown]
 # ## Further reading

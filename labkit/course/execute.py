@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 CELL_SECONDS = 1800
+SAVE_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,23 @@ def tell(event: str, **values: Any) -> None:
     print(json.dumps({"event": event, **values}), flush=True)
 
 
+def save_sparingly() -> None:
+    """Let papermill write the notebook every few seconds and at its end, whatever ended it.
+
+    By itself it writes before and after every cell, text included: in a long notebook a third of the time.
+    """
+    from papermill.engines import NotebookExecutionManager
+
+    save = NotebookExecutionManager.save
+
+    def now_and_then(self: NotebookExecutionManager, **named: Any) -> None:
+        waited = (self.now() - self.last_save_time).total_seconds()
+        if self.end_time is not None or waited >= SAVE_SECONDS:
+            save(self, **named)
+
+    NotebookExecutionManager.save = now_and_then
+
+
 def execute(job: Job, scratch: Path) -> None:
     """Execute the notebook with papermill and tell what happens; an error in a cell is told, not raised."""
     os.environ.update(kernel_environment(scratch))
@@ -70,6 +88,7 @@ def execute(job: Job, scratch: Path) -> None:
     tell("cells", total=len(cells) + 1)  # papermill adds one, with the parameters
     work = scratch / "work"
     work.mkdir()
+    save_sparingly()
     try:
         papermill.execute_notebook(
             job.source,
