@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from labkit.course.labs._08_language import tl, triton
+from labkit.course.labs._language import tl, triton
 
 
 def matmul_bound(

@@ -2,22 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from labkit.course.labs._08_kernels import matmul_bound
-from labkit.course.labs._08_language import tl, triton
-
-
-class With:
-    """A kernel some of whose constants are fixed: `With(kernel, WRONG="…")[grid](…)`."""
-
-    def __init__(self, kernel: Any, **constants: Any) -> None:
-        self.kernel, self.constants, self.fn = kernel, constants, getattr(kernel, "fn", kernel)
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self.kernel[grid](*args, **kwargs, **self.constants)
-
+from labkit.course.labs._language import tl, triton
 
 # ------------------------------------------------------------------------------------------------------ matmul_bound
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from labkit.course.labs._09_language import tl, triton
+from labkit.course.labs._language import tl, triton
 
 
 def tile_map(tokens_per_expert_E: Tensor, block_m: int) -> tuple[Tensor, Tensor]:

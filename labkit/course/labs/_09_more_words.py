@@ -6,8 +6,8 @@ import torch
 
 from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _09_mistakes as wrong
-from labkit.course.labs._09_mistakes import With
-from labkit.course.labs._09_words import FAR, NO_KERNEL, beyond, unfilled
+from labkit.course.labs._09_words import FAR
+from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, unfilled
 
 
 def _saves_always(failure: Failure) -> bool:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from labkit.core.config import MoEConfig
 from labkit.course.attempt import Case
-from labkit.course.labs._09_language import tl, triton
+from labkit.course.labs._language import tl, triton
 from labkit.kernels.guard import Instead, Out
 from labkit.nn.oracle import hf_experts
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from labkit.course.labs._10_language import tl, triton
+from labkit.course.labs._language import tl, triton
 
 
 def saved_bytes(call: Callable[..., Tensor], *inputs: Tensor) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from labkit.course.labs._10_answers import swiglu_backward
-from labkit.course.labs._10_language import tl, triton
+from labkit.course.labs._language import tl, triton
 
 # ------------------------------------------------------------------------------------------------------- saved_bytes
 
@@ -281,16 +280,6 @@ def round_of_integers(x: Tensor, noise: Tensor) -> Tensor:
 
 
 # ------------------------------------------------------------------------------------------------------ flash_kernel
-
-
-class With:
-    """A kernel some of whose constants are fixed: `With(kernel, WRONG="…")[grid](…)`."""
-
-    def __init__(self, kernel: Any, **constants: Any) -> None:
-        self.kernel, self.constants, self.fn = kernel, constants, getattr(kernel, "fn", kernel)
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self.kernel[grid](*args, **kwargs, **self.constants)
 
 
 @triton.jit

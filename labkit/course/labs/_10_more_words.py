@@ -2,32 +2,10 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable
-
 from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _10_mistakes as wrong
-from labkit.course.labs._10_mistakes import Absorb, With
-
-
-def beyond(*verbs: str) -> Callable[[Failure], bool]:
-    """Whether a kernel did these things, and no others, outside its tensors: "reads", "writes"."""
-
-    def found(failure: Failure) -> bool:
-        said = set(re.findall(r"(reads|writes) [^;]* outside", failure.outcome.error))
-        return failure.outcome.error_type == "OutOfBounds" and said == set(verbs)
-
-    return found
-
-
-def far(failure: Failure) -> bool:
-    """Whether a kernel was stopped before it went far away."""
-    return failure.outcome.error_type == "OutOfBounds" and " far " in failure.outcome.error
-
-
-def no_kernel(failure: Failure) -> bool:
-    """Whether there was nothing to launch."""
-    return failure.outcome.error_type == "NotAKernel"
+from labkit.course.labs._10_mistakes import Absorb
+from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, far
 
 
 def formats_differ(failure: Failure) -> bool:
@@ -202,11 +180,7 @@ FLASH_KERNEL = (
         "[rows, D] tensor begins at r · D; pointers move by elements, not by bytes.",
         when=far,
     ),
-    Mistake(
-        "no_kernel",
-        "There is no Triton kernel under this name: keep the line `@triton.jit` above its `def`.",
-        when=no_kernel,
-    ),
+    NO_KERNEL,
     Mistake(
         "not_a_number",
         "There is NaN in the result. Either part of it was never written (the check puts NaN there beforehand), or "

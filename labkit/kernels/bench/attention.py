@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from labkit.core.runtime import Unavailable
-from labkit.kernels.bench.error import relative, wide
+from labkit.kernels.bench.error import output_and_gradients, wide
 from labkit.kernels.bench.peers import OURS, Call, Make
 from labkit.kernels.bench.shapes import AttentionShape
 
@@ -69,7 +69,7 @@ class AttentionCase:
 
     def errors(self, wanted: Mapping[str, Tensor], output: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, float]:
         """How far output and gradients are from what was wanted; ValueError for another shape."""
-        return {name: relative(found, wanted[name]) for name, found in {"output": output, **gradients}.items()}
+        return output_and_gradients(wanted, output, gradients)
 
 
 def draw(shape: AttentionShape, dtype: torch.dtype, device: torch.device, seed: int) -> AttentionCase:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,13 @@ def relative(found: Tensor, wanted: Tensor) -> float:
         off += (mine.double() - want).square().sum()
         size += want.square().sum()
     return (off.sqrt() / (size.sqrt() if size > 0 else 1)).item()
+
+
+def output_and_gradients(
+    wanted: Mapping[str, Tensor], output: Tensor, gradients: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """How far a tensor and its gradients are from what was wanted under "output" and their names; see `relative`."""
+    return {name: relative(found, wanted[name]) for name, found in {"output": output, **gradients}.items()}
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

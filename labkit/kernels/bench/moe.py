@@ -15,7 +15,7 @@ from torch import Tensor
 
 from labkit.kernels import dispatch, reference
 from labkit.kernels.bench.calls import compile_on_gpu
-from labkit.kernels.bench.error import relative, wide
+from labkit.kernels.bench.error import output_and_gradients, wide
 from labkit.kernels.bench.peers import OURS, Call, Make
 from labkit.kernels.bench.shapes import MoEShape
 
@@ -56,8 +56,7 @@ class MoECase:
     @property
     def load(self) -> float:
         """The most loaded expert's pairs over the mean."""
-        counts = self.tokens_per_expert_E.double()
-        return (counts.max() / counts.mean()).item()
+        return busiest(self.tokens_per_expert_E)
 
     @property
     def visited(self) -> int:
@@ -90,15 +89,25 @@ class MoECase:
 
     def errors(self, wanted: Mapping[str, Tensor], output: Tensor, gradients: Mapping[str, Tensor]) -> dict[str, float]:
         """How far output and gradients are from what was wanted; ValueError for another shape."""
-        return {name: relative(found, wanted[name]) for name, found in {"output": output, **gradients}.items()}
+        return output_and_gradients(wanted, output, gradients)
+
+
+def skewed_logits(T: int, E: int, generator: torch.Generator) -> Tensor:
+    """Logits [T, E] as trained routers have them: to a token's own comes each expert's, the same for all tokens."""
+    return SKEW * torch.randn(E, generator=generator) + torch.randn(T, E, generator=generator)
+
+
+def busiest(tokens_per_expert_E: Tensor) -> float:
+    """The most loaded expert's pairs over the mean."""
+    counts_E = tokens_per_expert_E.double()
+    return (counts_E.max() / counts_E.mean()).item()
 
 
 def draw(shape: MoEShape, dtype: torch.dtype, device: torch.device, seed: int) -> MoECase:
     """Inputs of about unit size, a skewed routing, softmax scores that sum to one over a token's experts."""
     T, D, F, E, K = (getattr(shape, letter) for letter in shape.LETTERS)
     routing, values = torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed)
-    logits_TE = SKEW * torch.randn(E, generator=routing) + torch.randn(T, E, generator=routing)
-    scores, ids = logits_TE.softmax(-1).topk(K)
+    scores, ids = skewed_logits(T, E, routing).softmax(-1).topk(K)
     normal = partial(torch.randn, generator=values, device=device, dtype=dtype)
     return MoECase(
         shape, dtype, device,

@@ -13,7 +13,7 @@ from torch import Tensor
 from labkit.kernels import reference, routes
 from labkit.kernels.bench.calls import compile_on_gpu
 from labkit.kernels.bench.error import relative, wide
-from labkit.kernels.bench.moe import SKEW
+from labkit.kernels.bench.moe import busiest, skewed_logits
 from labkit.kernels.bench.peers import OURS, Call, Make
 from labkit.kernels.bench.shapes import RouterShape
 
@@ -82,11 +82,11 @@ def draw(shape: RouterShape, dtype: torch.dtype, device: torch.device, seed: int
     """Skewed logits, as for the experts."""
     T, E, K = shape.T, shape.E, shape.K
     routing = torch.Generator().manual_seed(seed)
-    logits_TE = (SKEW * torch.randn(E, generator=routing) + torch.randn(T, E, generator=routing)).to(dtype)
-    counts = torch.bincount(logits_TE.float().topk(K).indices.flatten(), minlength=E).double()
+    logits_TE = skewed_logits(T, E, routing).to(dtype)
+    counts = torch.bincount(logits_TE.float().topk(K).indices.flatten(), minlength=E)
     grad_TK = torch.randn(T, K, generator=routing)
-    load = (counts.max() / counts.mean()).item()
-    return RouterCase(shape, dtype, device, logits_TE.to(device).requires_grad_(), grad_TK.to(device), load)
+    leaf_TE = logits_TE.to(device).requires_grad_()
+    return RouterCase(shape, dtype, device, leaf_TE, grad_TK.to(device), busiest(counts))
 
 
 def plain(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor]:

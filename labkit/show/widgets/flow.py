@@ -21,7 +21,7 @@ from labkit.show.widgets.base import LabWidget, esm
 from labkit.show.widgets.bounds import OutOfRange, within
 from labkit.show.widgets.flow_layout import count, place
 from labkit.show.widgets.groups import groups
-from labkit.show.widgets.layers import as_layers, layer_names, percent, visible
+from labkit.show.widgets.layers import as_layers, counted, layer_names, percent, visible
 
 FACTORS = (0.25, 4.0)
 EXAMPLES = 6
@@ -148,7 +148,7 @@ class Flow(LabWidget):
 
     def _note(self) -> str:
         r, total = self._record, self._counts.total
-        choices = f"{self.names[self.layer].capitalize()}: {_count(r.num_tokens, 'token')}, {_count(total, 'choice')}"
+        choices = f"{self.names[self.layer].capitalize()}: {counted(r.num_tokens, 'token')}, {counted(total, 'choice')}"
         if self.capacity is None:
             share_E = self._counts.all_GE.sum(0) / total
             busiest = int(share_E.argmax())
@@ -157,7 +157,7 @@ class Flow(LabWidget):
                 f"{percent(float(share_E[busiest]))} of them; an even load is 1/E = {percent(1 / r.num_experts)}."
             )
         nothing = float((~self._kept_TK.any(1)).double().mean())
-        places = _count(self.capacity, "place")
+        places = counted(self.capacity, "place")
         order = "first come, first served" if self.policy == "position" else "the highest score first"
         return (
             f"{choices}; each expert has {places} (capacity factor {self.capacity_factor:g}), {order}: "
@@ -175,8 +175,8 @@ class Flow(LabWidget):
         dropped = "" if self.capacity is None else f" {lost:,} of them are dropped."
         rows = ((self._groups.group_T == g) & (r.topk_ids_TK == e).any(1)).nonzero().flatten().tolist()
         return (
-            f"“{self._groups.names[g]}” → expert {e}: {_count(n, 'token')}, {percent(n / whole)} of this group's "
-            f"{_count(whole, 'choice')} (of all choices: {percent(overall)}).{dropped}{self._examples(rows)}"
+            f"“{self._groups.names[g]}” → expert {e}: {counted(n, 'token')}, {percent(n / whole)} of this group's "
+            f"{counted(whole, 'choice')} (of all choices: {percent(overall)}).{dropped}{self._examples(rows)}"
         )
 
     def _examples(self, rows: list[int]) -> str:
@@ -192,15 +192,6 @@ class Flow(LabWidget):
         from labkit.show.widgets.flow_picture import draw
 
         return draw(self)
-
-
-def _count(n: int, what: str) -> str:
-    """How many of what.
-
-    >>> _count(1, "token"), _count(1200, "token")
-    ('1 token', '1,200 tokens')
-    """
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def flow(

@@ -67,6 +67,15 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g} %"
 
 
+def counted(n: int, what: str) -> str:
+    """How many of what.
+
+    >>> counted(1, "tile"), counted(1200, "row")
+    ('1 tile', '1,200 rows')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
 def visible(token: str) -> str:
     """The token with what cannot be seen made visible.
 

@@ -17,7 +17,7 @@ from labkit.core.tiling import BLOCKS_M, MULTIPROCESSORS, Tiling, rows_of_expert
 from labkit.show.picture import Picture
 from labkit.show.widgets.base import LabWidget, esm
 from labkit.show.widgets.bounds import OutOfRange, within
-from labkit.show.widgets.layers import percent
+from labkit.show.widgets.layers import counted, percent
 
 BLOCKS_N = (16, 32, 64, 128, 256)
 MOST_EXPERTS = 512
@@ -134,10 +134,10 @@ class Tiles(LabWidget):
         if not t.rows:
             return f"No expert has a row: nothing to multiply, and nothing is padded.{nobody}"
         return (
-            f"{count(t.rows, 'row')} of {count(len(t.rows_E), 'expert')} in tiles of {t.block_m} rows: "
-            f"{count(t.computed, 'row')} multiplied, {percent(t.waste)} of them padding; with every expert padded to "
+            f"{counted(t.rows, 'row')} of {counted(len(t.rows_E), 'expert')} in tiles of {t.block_m} rows: "
+            f"{counted(t.computed, 'row')} multiplied, {percent(t.waste)} of them padding; with every expert padded to "
             f"the busiest {percent(t.busiest_waste)}.{nobody} Over {t.width:,} columns that is "
-            f"{count(t.programs, 'program')}{beyond}. A tile of {t.block_m} × {t.block_n} reads a byte for every "
+            f"{counted(t.programs, 'program')}{beyond}. A tile of {t.block_m} × {t.block_n} reads a byte for every "
             f"{t.intensity:.3g} FLOP. {self._registers(t)}"
         )
 
@@ -154,7 +154,7 @@ class Tiles(LabWidget):
             return f"Expert {e}: no rows, no tile, no padding."
         share = percent(padding / (tiles * t.block_m))
         return (
-            f"Expert {e}: {count(n, 'row')}, {count(tiles, 'tile')} of {t.block_m}, {count(padding, 'row')} of "
+            f"Expert {e}: {counted(n, 'row')}, {counted(tiles, 'tile')} of {t.block_m}, {counted(padding, 'row')} of "
             f"padding, {share} of what is multiplied for it."
         )
 
@@ -181,15 +181,6 @@ def totals(t: Tiling) -> list[list[str]]:
         ["FLOP per byte read", f"{t.intensity:.3g}"],
         ["wanted FLOP per byte", "–" if math.isnan(t.read_per_flop) else f"{1 / t.read_per_flop:.3g}"],
     ]
-
-
-def count(n: int, what: str) -> str:
-    """How many of what.
-
-    >>> count(1, "tile"), count(1200, "row")
-    ('1 tile', '1,200 rows')
-    """
-    return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
 def tiles(

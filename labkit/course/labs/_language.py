@@ -1,4 +1,4 @@
-"""Lab 09: Triton where there is one. Elsewhere its kernels are plain functions that nobody can launch.
+"""Labs on kernels: Triton where there is one. Elsewhere its kernels are plain functions that nobody can launch.
 
 Triton exists for Linux only; the list of labs, the progress and the README must not depend on it.
 """
