@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from labkit.kernels.grouped_mm import locate, precision, put
-from labkit.kernels.language import TensorDescriptor, tl, triton
+from labkit.kernels.language import INTERPRETED, TensorDescriptor, tl, triton
 from labkit.kernels.nf4 import LEVELS
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile, programs
 
 BLOCK = tl.constexpr(128)  # rows and columns that share a scale in "fp8"
 GROUP = tl.constexpr(64)  # columns that share one in "nf4"
+ROWS = 64 if INTERPRETED else 4  # rows of a matrix that a program of `pair_*` reads; interpreted, programs are slow
 
 
 @triton.jit
@@ -204,7 +205,7 @@ def _down_tile(
 
 
 def gate_up_pairs(
-    x_TD: Tensor, ids_TK: Tensor, codes: Tensor, scale: Tensor, form: str, rows: int = 4, warps: int = 4
+    x_TD: Tensor, ids_TK: Tensor, codes: Tensor, scale: Tensor, form: str, rows: int = ROWS, warps: int = 4
 ) -> Tensor:
     """Gate, up and SwiGLU of every pair by itself: [T·K, F] in x's dtype, in the pairs' own order.
 
@@ -225,7 +226,7 @@ def gate_up_pairs(
 
 def down_tokens(
     hidden_NF: Tensor, ids_TK: Tensor, scores_TK: Tensor, codes: Tensor, scale: Tensor, form: str,
-    rows: int = 4, warps: int = 4,
+    rows: int = ROWS, warps: int = 4,
 ) -> Tensor:  # fmt: skip
     """The weighted sum over each token's experts of hidden · Wᵀ: [T, D]. Arguments as `gate_up_pairs`."""
     (T, K), (E, D), F = ids_TK.shape, codes.shape[:2], hidden_NF.shape[1]

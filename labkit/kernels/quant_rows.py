@@ -64,7 +64,7 @@ def _int8_rows(x_ptr, codes_ptr, scale_ptr, D, WIDTH: tl.constexpr):
     column = tl.arange(0, WIDTH)
     x = tl.load(x_ptr + row * D + column, mask=column < D, other=0.0).to(tl.float32)
     largest = tl.max(size(x), 0)
-    whole = x * (127.0 / tl.maximum(largest, TINY)) + TO_WHOLE - TO_WHOLE
+    whole = x * (127.0 / tl.maximum(largest, 127 * TINY)) + TO_WHOLE - TO_WHOLE
     codes = tl.where(largest < INFINITY, whole, 0.0).to(tl.int8)
     tl.store(codes_ptr + row * D + column, codes, mask=column < D)
     tl.store(scale_ptr + row, largest * (1 / 127.0) + 0 * largest)
