@@ -241,7 +241,7 @@ def down_tokens(
 
 
 def gate_up_tiles(x_TD: Tensor, codes: Tensor, scale: Tensor, form: str, places: ExpertMap, tile: Tile) -> Tensor:
-    """Gate, up and SwiGLU in expert order: [N, F] in x's dtype. Arguments as `gate_up_pairs` and `grouped_mm.gate_up`."""
+    """Gate, up and SwiGLU in expert order: [N, F] in x's dtype. Arguments as `gate_up_pairs`."""
     D, (E, F), half = x_TD.shape[1], (codes.shape[0], codes.shape[1] // 2), tile.block_n // 2
     hidden = x_TD.new_empty(len(places.pair_N), F)
     grid = programs(tile, len(places.tile_expert) * triton.cdiv(F, half), x_TD.device)

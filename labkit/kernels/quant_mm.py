@@ -1,7 +1,7 @@
-"""Products over rows in expert order with both sides quantised: FP8 in blocks, or INT8 by rows; siblings of `grouped_mm`.
+"""Products over rows in expert order with both sides quantised: FP8 in blocks, or INT8 by rows, after `grouped_mm`.
 
-FP8 (DeepSeek-V3, arXiv 2412.19437, section 3.3): E4M3, a scale for 128 × 128 weights and for 128 values of a row. A step
-of the depth is one block: its product comes from zero out of the tensor cores, which add up with few bits, and joins the
+FP8 (DeepSeek-V3, arXiv 2412.19437, section 3.3): E4M3, a scale for 128 × 128 weights and for 128 values of a row. A
+step of the depth is one block: its product comes out of the tensor cores, which add up with few bits, and joins the
 float32 sums on the ordinary ones. INT8: whole numbers are summed exactly to the end, and both scales come last.
 """
 
@@ -23,7 +23,7 @@ def _gate_up_fp8(
     tile_expert_ptr, first_tile_ptr, offset_ptr, T, D, F, N, E,
     K: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """SiLU(x · gate) · (x · up) of one block of columns, which leaves in E4M3: a tile's width is what shares a scale."""
+    """SiLU(x · gate) · (x · up) of one block of columns, in E4M3 again: a tile is as wide as what shares a scale."""
     columns = F // BLOCK
     blocks = tl.cdiv(D, BLOCK)
     tl.assume(blocks > 0)
@@ -93,8 +93,8 @@ def _down_fp8(
 
 @triton.jit
 def _gate_up_int8(
-    x_ptr, x_scale_ptr, pair_ptr, weights, w_scale_ptr, hidden_ptr, tile_expert_ptr, first_tile_ptr, offset_ptr, D, F, E,
-    K: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    x_ptr, x_scale_ptr, pair_ptr, weights, w_scale_ptr, hidden_ptr, tile_expert_ptr, first_tile_ptr, offset_ptr, D, F,
+    E, K: tl.constexpr, EVEN: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """`grouped_mm._gate_up` in whole numbers; a gate and an up column have scales of their own."""
     columns = tl.cdiv(F, BLOCK_N)

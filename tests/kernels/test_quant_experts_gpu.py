@@ -1,4 +1,4 @@
-"""Quantised experts on a GPU: equal to the formats' references in bfloat16 too, the same bits twice, in graphs, no waits."""
+"""Quantised experts on a GPU: equal to the formats' references the same bits twice, in graphs, no waits."""
 
 import pytest
 import torch
