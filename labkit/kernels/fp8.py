@@ -42,6 +42,10 @@ class Fp8(Packed):
         wide = spread(spread(self.scale, self.block, C).mT, self.block, R).mT
         return (self.codes.float() * wide).to(dtype)
 
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        scale = spread(self.scale[ids // self.block], self.block, self.shape[-1])
+        return (self.codes[ids].float() * scale).to(dtype)
+
 
 def fp8(w: Tensor, block: int = BLOCK) -> Fp8:
     """Each block over a 448th of its largest value, rounded to E4M3 (ties to even).

@@ -48,6 +48,9 @@ class NF4(Packed):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return _dequantize(self.codes, self.absmax, self.columns, self.block).to(dtype)
 
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _dequantize(self.codes[ids], self.absmax[ids], self.columns, self.block).to(dtype)
+
 
 @dataclass(frozen=True, eq=False)
 class NF4Double(Packed):
@@ -80,6 +83,9 @@ class NF4Double(Packed):
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         return _dequantize(self.codes, self.absmax, self.columns, self.block).to(dtype)
+
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _dequantize(self.codes[ids], self.absmax[ids], self.columns, self.block).to(dtype)
 
 
 def nf4(w: Tensor, block: int = BLOCK, *, absmax: Tensor | None = None) -> NF4:

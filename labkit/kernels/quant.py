@@ -58,6 +58,10 @@ class Packed:
         """[..., R, C] in `dtype`, computed in float32."""
         raise NotImplementedError
 
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows of one matrix, [...] whole numbers to [..., C] in `dtype`: what an embedding looks up."""
+        raise NotImplementedError
+
     def _items(self) -> list[tuple[str, Any]]:
         return [(field.name, getattr(self, field.name)) for field in fields(self)]
 
@@ -88,6 +92,10 @@ class Int8(Packed):
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         absmax = spread(self.absmax, self.group, self.shape[-1]) if self.group else self.absmax
         return (self.codes.float() * absmax * (1 / LEVELS)).to(dtype)
+
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        absmax = self.absmax if len(self.absmax) == 1 else self.absmax[ids]
+        return Int8(self.codes[ids], absmax, self.group).dequantize(dtype)
 
 
 def int8(w: Tensor, per: Per = "row", group: int = 128, *, absmax: Tensor | None = None) -> Int8:
@@ -215,9 +223,7 @@ def check_weight(w: Tensor) -> None:
     """Raise ValueError unless w is a matrix or a stack of them, floating point, not empty, and finite."""
     if w.ndim < 2 or w.numel() == 0 or not w.is_floating_point():
         raise ValueError(f"a weight is {tuple(w.shape)} {w.dtype}; give floating point [..., R, C], not empty")
-    if w.is_meta:
-        raise ValueError("the weight has no values (it is on the meta device); load it first")
-    if not w.isfinite().all():
+    if not w.is_meta and not w.isfinite().all():
         bad = int((~w.isfinite()).sum())
         raise ValueError(f"{bad} of {w.numel()} weights are NaN or infinite; no scale can hold them. Mend them first")
 

@@ -1,0 +1,11 @@
+"""Quantised models: `quantize` packs weights in place, fused experts included, and reports every byte.
+
+The formats themselves are in `labkit.kernels.quant`, `nf4` and `fp8`; what can be asked for is in `SCHEMES`.
+"""
+
+from labkit.nn.quant.convert import quantize
+from labkit.nn.quant.report import Report
+from labkit.nn.quant.rooms import ROOMS
+from labkit.nn.quant.schemes import SCHEMES, Scheme, scheme
+
+__all__ = ["ROOMS", "SCHEMES", "Report", "Scheme", "quantize", "scheme"]
