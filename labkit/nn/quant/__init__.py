@@ -4,8 +4,9 @@ The formats themselves are in `labkit.kernels.quant`, `nf4` and `fp8`; what can 
 """
 
 from labkit.nn.quant.convert import quantize
+from labkit.nn.quant.files import bytes_on_disk, load, save
 from labkit.nn.quant.report import Report
 from labkit.nn.quant.rooms import ROOMS
 from labkit.nn.quant.schemes import SCHEMES, Scheme, scheme
 
-__all__ = ["ROOMS", "SCHEMES", "Report", "Scheme", "quantize", "scheme"]
+__all__ = ["ROOMS", "SCHEMES", "Report", "Scheme", "bytes_on_disk", "load", "quantize", "save", "scheme"]

@@ -98,6 +98,12 @@ def find(model: nn.Module, rooms: Sequence[str], keep: Sequence[str] = ()) -> tu
     return targets, kept
 
 
+def target_of(path: str, room: str, module: nn.Module) -> Target | None:
+    """How this module is packed; None if it is none that can be. Raises `Refused` (a ValueError) where it says why."""
+    maker = _maker(module)
+    return maker(path, room, module) if maker else None
+
+
 def _asked(name: str, keep: Sequence[str]) -> bool:
     words = name.split(".")
     paths = [".".join(words[: i + 1]) for i in range(len(words))]
