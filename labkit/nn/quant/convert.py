@@ -60,12 +60,14 @@ def quantize(
         return _report(model, chosen, before, after, schemes, kept)
     earlier = {name: room_of(model, name) for name in before}
     targets, kept = find(model, rooms, keep)
-    _check(model, targets, chosen, rooms, calibration)
+    check(model, targets, chosen, rooms, calibration)
     schemes = _replace(model, targets, chosen, calibration)
-    return _report(model, chosen, before, sizes(model), schemes, kept, earlier)
+    missed = {} if calibration is None else calibration.unreached
+    notes = tuple(f"not reached by calibration, so not clipped: {path}, experts {who}" for path, who in missed.items())
+    return _report(model, chosen, before, sizes(model), schemes, kept, earlier, notes)
 
 
-def _check(
+def check(
     model: nn.Module, targets: list[Target], scheme: Scheme, rooms: Sequence[str], calibration: Calibration | None
 ) -> None:
     """Everything that can go wrong, before anything changes."""
@@ -137,11 +139,11 @@ def _cast(model: nn.Module, dtype: torch.dtype) -> list[Kept]:
 
 def _report(
     model: nn.Module, scheme: Scheme, before: dict[str, int], after: dict[str, int], schemes: dict[str, str],
-    kept: list[Kept], earlier: dict[str, str] | None = None,
+    kept: list[Kept], earlier: dict[str, str] | None = None, notes: tuple[str, ...] = (),
 ) -> Report:  # fmt: skip
     """One line for each tensor that is or was there: a packed one replaces its plain one under new names."""
     changes = []
     for name in dict.fromkeys([*before, *after]):
         room = (earlier or {}).get(name) or room_of(model, name)
         changes.append(Change(name, room, before.get(name, 0), after.get(name, 0), schemes.get(name, "")))
-    return Report(scheme.name, tuple(changes), tuple(kept))
+    return Report(scheme.name, tuple(changes), tuple(kept), notes)

@@ -71,7 +71,7 @@ class QuantExperts(nn.Module):
         After x either what ours are given, a `Routing` or `(ids_TK, scores_TK)`, or what transformers gives, ids and
         scores one by one. Ids of E or more are nobody's.
         """
-        ids_TK, scores_TK = _decided((*decision, *named.values()), self.num_experts)
+        ids_TK, scores_TK = decided((*decision, *named.values()), self.num_experts)
         if fused.can(self, x_TD):
             return fused.experts(self, x_TD, ids_TK, scores_TK)
         order_N, token_N, offsets_E = reference.sort_by_expert(ids_TK.long(), self.num_experts)
@@ -97,7 +97,8 @@ class QuantExperts(nn.Module):
         return f"{E} experts, d_model={D}, rows before the activation={U}, scheme={self.scheme.name!r}"
 
 
-def _decided(given: tuple[Any, ...], num_experts: int) -> tuple[Tensor, Tensor]:
+def decided(given: tuple[Any, ...], num_experts: int) -> tuple[Tensor, Tensor]:
+    """Ids and scores, [T, K] each, of what experts are given beside x. Raises ValueError for anything else."""
     if len(given) == 1 and isinstance(given[0], Routing):
         if given[0].num_experts != num_experts:
             raise ValueError(f"the routing has {given[0].num_experts} experts, the weights {num_experts}")

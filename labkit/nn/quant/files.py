@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from labkit.core.config import ModelConfig
 from labkit.nn import shards
 from labkit.nn.model import Transformer
+from labkit.nn.quant.dynamic import DynamicExperts
 from labkit.nn.quant.modules import Held, held_of
 from labkit.nn.quant.rooms import room_of
 from labkit.nn.quant.schemes import Scheme
@@ -36,11 +37,13 @@ def save(model: nn.Module, folder: str | Path, *, tokenizer: Any = None, max_sha
         folder: made if it is not there; files of an earlier save are replaced.
         tokenizer: of transformers, written beside it. max_shard_bytes: above that, several files and an index.
 
-    Returns the folder. Raises ValueError for a model without packed weights, or that is neither.
+    Returns the folder. Raises ValueError for a model without packed weights, with `DynamicExperts`, or that is neither.
     """
     folder, modules = Path(folder), dict(_packed_modules(model))
     if not modules:
         raise ValueError(f"{type(model).__name__} has no packed weights; quantize it first, or use its save_pretrained")
+    if any(isinstance(module, DynamicExperts) for module in model.modules()):
+        raise ValueError("experts in two precisions are not stored; save the plain model and call dynamic on it anew")
     how = {"quant_method": METHOD, "version": VERSION, "modules": {p: _how(m) for p, m in modules.items()}}
     folder.mkdir(parents=True, exist_ok=True)
     entries = [

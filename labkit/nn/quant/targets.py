@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from labkit.kernels.variant import PLAIN, activate
 from labkit.nn.experts import Experts, SwiGLU
 from labkit.nn.hf_experts import faults
 from labkit.nn.quant.experts import OurActivation, QuantExperts, TheirActivation
@@ -29,6 +30,7 @@ class Target:
         weights: [..., R, C], views in the orientation of a product, by their names in the module.
         build: from a packed weight each, and the scheme, to the module that takes its place.
         activation: of experts and SwiGLU, what stands between their two matrices; else None.
+        bias: of experts, what is added before it, [E, U]; else None.
     """
 
     path: str
@@ -37,6 +39,7 @@ class Target:
     weights: dict[str, Tensor]
     build: Callable[[dict[str, Held], Scheme], nn.Module]
     activation: Callable[[Tensor], Tensor] | None = None
+    bias: Tensor | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -164,7 +167,7 @@ def _embedding(path: str, room: str, module: nn.Embedding) -> Target:
 def _swiglu(path: str, room: str, module: SwiGLU) -> Target:
     weights = {"gate_up_2FD": module.gate_up_2FD, "down_DF": module.down_DF}
     build = lambda held, scheme: QuantSwiGLU(held["gate_up_2FD"], held["down_DF"], scheme)  # noqa: E731
-    return Target(path, room, module, weights, build)
+    return Target(path, room, module, weights, build, lambda up: activate(up, PLAIN))
 
 
 def _our_experts(path: str, room: str, module: Experts) -> Target:
@@ -175,7 +178,7 @@ def _our_experts(path: str, room: str, module: Experts) -> Target:
         return QuantExperts(held["gate_up_E2FD"], held["down_EDF"], activation, scheme, *biases)
 
     weights = {"gate_up_E2FD": module.gate_up_E2FD, "down_EDF": module.down_EDF}
-    return Target(path, room, module, weights, build, activation)
+    return Target(path, room, module, weights, build, activation, module.gate_up_bias_E2F)
 
 
 def _their_experts(path: str, room: str, module: nn.Module) -> Target:
@@ -198,7 +201,7 @@ def _their_experts(path: str, room: str, module: nn.Module) -> Target:
             module._parameters.pop(name, None)
         return QuantExperts(held[first], held["down_proj"], activation, scheme, *biases)
 
-    return Target(path, room, module, weights, build, activation)
+    return Target(path, room, module, weights, build, activation, getattr(module, f"{first}_bias", None))
 
 
 _MAKERS = {nn.Linear: _linear, nn.Embedding: _embedding, SwiGLU: _swiglu, Experts: _our_experts}

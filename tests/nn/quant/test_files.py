@@ -10,7 +10,7 @@ import torch
 from small import MLA, ids, ours
 
 from labkit.nn import Transformer, quantize
-from labkit.nn.quant import SCHEMES, load, save
+from labkit.nn.quant import SCHEMES, dynamic, load, save
 from labkit.nn.quant.files import bytes_on_disk
 from labkit.nn.quant.modules import held_of
 
@@ -81,6 +81,9 @@ def test_plain_loading_names_the_reason(tmp_path):
     save(model, tmp_path)
     with pytest.raises(ValueError, match=r"no configuration of a model|quantised"):
         Transformer.from_pretrained(tmp_path)
+    dynamic(model := ours(), [ids()])
+    with pytest.raises(ValueError, match="experts in two precisions are not stored"):
+        save(model, tmp_path / "two")
     lonely = torch.nn.Sequential(torch.nn.Linear(64, 64))
     quantize(lonely, "int8", rooms="other")
     with pytest.raises(ValueError, match="neither a labkit Transformer nor a model of transformers"):
