@@ -19,55 +19,57 @@ def map_rounds_down(counts, block_m):
 
 def map_floor_and_one(counts, block_m):
     tiles = torch.div(counts, block_m, rounding_mode="floor") + 1
-    expert = torch.repeat_interleave(torch.arange(len(counts)), tiles)
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles)
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)[:-1]])
     firsts = torch.cat([tiles.new_zeros(1), tiles.cumsum(0)[:-1]])
-    return expert, starts[expert] + (torch.arange(len(expert)) - firsts[expert]) * block_m
+    return expert, starts[expert] + (torch.arange(len(expert), device=counts.device) - firsts[expert]) * block_m
 
 
 def map_at_least_one(counts, block_m):
     tiles = torch.ceil(counts / block_m).long().clamp(min=1)
-    expert = torch.repeat_interleave(torch.arange(len(counts)), tiles)
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles)
     firsts = tiles.cumsum(0) - tiles
-    return expert, (counts.cumsum(0) - counts)[expert] + (torch.arange(len(expert)) - firsts[expert]) * block_m
+    return expert, (counts.cumsum(0) - counts)[expert] + (
+        torch.arange(len(expert), device=counts.device) - firsts[expert]
+    ) * block_m
 
 
 def map_rows_as_if_padded(counts, block_m):
     tiles = torch.ceil(counts / block_m).long()
-    expert = torch.repeat_interleave(torch.arange(len(counts)), tiles)
-    return expert, torch.arange(int(tiles.sum())) * block_m
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles)
+    return expert, torch.arange(int(tiles.sum()), device=counts.device) * block_m
 
 
 def map_start_forgotten(counts, block_m):
-    rows = [torch.arange(0, int(count), block_m) for count in counts]
+    rows = [torch.arange(0, int(count), block_m, device=counts.device) for count in counts]
     expert = torch.cat([torch.full_like(own, e) for e, own in enumerate(rows)])
     return expert, torch.cat(rows)
 
 
 def map_inclusive_sum(counts, block_m):
     tiles = (counts + block_m - 1) // block_m
-    expert = torch.repeat_interleave(torch.arange(len(counts)), tiles)
-    within = torch.arange(len(expert)) - (tiles.cumsum(0) - tiles)[expert]
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles)
+    within = torch.arange(len(expert), device=counts.device) - (tiles.cumsum(0) - tiles)[expert]
     return expert, counts.cumsum(0)[expert] + within * block_m
 
 
 def map_start_of_the_expert(counts, block_m):
     tiles = (counts + block_m - 1) // block_m
-    expert = torch.repeat_interleave(torch.arange(len(counts)), tiles)
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), tiles)
     return expert, torch.repeat_interleave(counts.cumsum(0) - counts, tiles)
 
 
 def map_of_those_present(counts, block_m):
     present = counts[counts != 0]
     tiles = (present + block_m - 1) // block_m
-    expert = torch.repeat_interleave(torch.arange(len(present)), tiles)
-    within = torch.arange(len(expert)) - (tiles.cumsum(0) - tiles)[expert]
+    expert = torch.repeat_interleave(torch.arange(len(present), device=counts.device), tiles)
+    within = torch.arange(len(expert), device=counts.device) - (tiles.cumsum(0) - tiles)[expert]
     return expert, (present.cumsum(0) - present)[expert] + within * block_m
 
 
 def map_cut_first(counts, block_m):
-    expert_of_row = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    row = torch.arange(0, len(expert_of_row), block_m)
+    expert_of_row = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    row = torch.arange(0, len(expert_of_row), block_m, device=counts.device)
     return expert_of_row[row], row
 
 
@@ -75,7 +77,7 @@ def map_by_searching(counts, block_m):
     """Whose is tile m? The first expert whose tiles end after m."""
     tiles = torch.div(counts + (block_m - 1), block_m, rounding_mode="floor")
     ends = tiles.cumsum(0)
-    m = torch.arange(int(ends[-1]))
+    m = torch.arange(int(ends[-1]), device=counts.device)
     expert = torch.searchsorted(ends, m, right=True)
     starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
     return expert, starts[expert] + (m - (ends - tiles)[expert]) * block_m
@@ -83,10 +85,73 @@ def map_by_searching(counts, block_m):
 
 def map_from_rows(counts, block_m):
     """A tile begins at every row whose number within its expert is a multiple of block_m."""
-    expert = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    within = torch.arange(len(expert)) - (counts.cumsum(0) - counts)[expert]
+    expert = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+    within = torch.arange(len(expert), device=counts.device) - (counts.cumsum(0) - counts)[expert]
     row = (within % block_m == 0).nonzero().flatten()
     return expert[row], row
+
+
+def map_of_swapped_pairs(counts, block_m):
+    expert, row = map_by_searching(counts, block_m)
+    return row, expert
+
+
+def map_counts_all_tiles(counts, block_m):
+    tiles = (counts + block_m - 1) // block_m
+    expert = torch.arange(len(counts), device=counts.device).repeat_interleave(tiles)
+    return expert, (counts.cumsum(0) - counts)[expert] + torch.arange(len(expert), device=counts.device) * block_m
+
+
+def map_subtracts_the_wrong_sum(counts, block_m):
+    tiles = (counts + block_m - 1) // block_m
+    expert = torch.arange(len(counts), device=counts.device).repeat_interleave(tiles)
+    within = torch.arange(len(expert), device=counts.device) - tiles.cumsum(0)[expert]
+    return expert, (counts.cumsum(0) - counts)[expert] + within * block_m
+
+
+def map_steps_of_one_row(counts, block_m):
+    tiles = (counts + block_m - 1) // block_m
+    expert = torch.arange(len(counts), device=counts.device).repeat_interleave(tiles)
+    within = torch.arange(len(expert), device=counts.device) - (tiles.cumsum(0) - tiles)[expert]
+    return expert, (counts.cumsum(0) - counts)[expert] + within
+
+
+def map_without_a_sum(counts, block_m):
+    tiles = (counts + block_m - 1) // block_m
+    expert = torch.arange(len(counts), device=counts.device).repeat_interleave(tiles)
+    within = torch.arange(len(expert), device=counts.device) - (tiles.cumsum(0) - tiles)[expert]
+    return expert, torch.nn.functional.pad(counts, (1, -1))[expert] + within * block_m
+
+
+def map_searches_to_the_left(counts, block_m):
+    tiles = torch.div(counts + (block_m - 1), block_m, rounding_mode="floor")
+    ends = tiles.cumsum(0)
+    m = torch.arange(int(ends[-1]), device=counts.device)
+    expert = torch.searchsorted(ends, m)
+    starts = torch.nn.functional.pad(counts.cumsum(0), (1, 0))
+    return expert, starts[expert] + (m - (ends - tiles)[expert]) * block_m
+
+
+def map_of_a_rectangle(counts, block_m):
+    most = int(torch.ceil(counts / block_m).max())
+    expert = torch.arange(len(counts), device=counts.device).repeat_interleave(most)
+    within = torch.arange(most, device=counts.device).repeat(len(counts))
+    return expert, (counts.cumsum(0) - counts)[expert] + within * block_m
+
+
+def map_on_the_cpu(counts, block_m):
+    tiles = (counts + block_m - 1) // block_m
+    expert = torch.arange(len(counts)).repeat_interleave(tiles)
+    within = torch.arange(len(expert)) - (tiles.cumsum(0) - tiles)[expert]
+    return expert, (counts.cumsum(0) - counts)[expert] + within * block_m
+
+
+def map_moved_afterwards(counts, block_m):
+    """What is made on the default device, and then moved to the counts', is right; so is repeat_interleave alone."""
+    tiles = torch.ceil(counts / block_m).long()
+    expert = torch.repeat_interleave(tiles)
+    within = torch.arange(len(expert)).to(counts.device) - (tiles.cumsum(0) - tiles)[expert]
+    return expert, (counts.cumsum(0) - counts)[expert] + within * block_m
 
 
 # ------------------------------------------------------------------------------------------------------------ gather
@@ -549,6 +614,60 @@ def order_number_added(tile, rows, columns, group):
     return number + within % size, within // size
 
 
+def order_as_triton_teaches(tile, rows, columns, group):
+    """Triton's tutorial, whose sizes always divide."""
+    in_group = group * columns
+    first = tile // in_group * group
+    size = torch.clamp(rows - first, max=group)
+    return first + tile % size, (tile % in_group) // size
+
+
+def order_of_the_whole_grid(tile, rows, columns, group):
+    first = tile // (group * columns) * group
+    size = torch.clamp(rows - first, max=group)
+    return first + tile % size, tile // size % columns
+
+
+def order_divides_by_columns(tile, rows, columns, group):
+    number, within = tile // (group * columns), tile % (group * columns)
+    size = (rows - number * group).clamp(max=group)
+    return number * group + within % size, within // columns
+
+
+def order_of_so_many_groups(tile, rows, columns, group):
+    height = (rows + group - 1) // group
+    first = tile // (height * columns) * height
+    size = (rows - first).clamp(max=height)
+    within = tile % (height * columns)
+    return first + within % size, within // size
+
+
+def order_counts_rows_in_a_group(tile, rows, columns, group):
+    first = tile // (group * rows) * group
+    size = (rows - first).clamp(min=1, max=group)
+    within = tile % (group * rows)
+    return first + within % size, within // size
+
+
+def order_back_again(tile, rows, columns, group):
+    row, column = tile // columns, tile % columns
+    first = row - row % group
+    number = first * columns + column * torch.clamp(rows - first, max=group) + row % group
+    return torch.div(number, columns, rounding_mode="floor"), number % columns
+
+
+def order_clamps_rows(tile, rows, columns, group):
+    number, within = tile // (group * columns), tile % (group * columns)
+    return torch.clamp(number * group + within % group, max=rows - 1), within // group
+
+
+def order_up_and_down(tile, rows, columns, group):
+    number, within = tile // (group * columns), tile % (group * columns)
+    size = (rows - number * group).clamp(max=group)
+    row, column = within % size, within // size
+    return number * group + torch.where(column % 2 == 0, row, size - row - 1), column
+
+
 def order_by_making_all(tile, rows, columns, group):
     """Every tile of the grid in its order, then those asked for."""
     made = [
@@ -760,6 +879,14 @@ NEAR_MISSES = {
         (map_start_of_the_expert, "the_same_tile_again"),
         (map_of_those_present, "renumbered"),
         (map_cut_first, "across_experts"),
+        (map_of_swapped_pairs, "swapped"),
+        (map_counts_all_tiles, "tile_number_of_all"),
+        (map_subtracts_the_wrong_sum, "before_the_expert"),
+        (map_steps_of_one_row, "next_row"),
+        (map_without_a_sum, "one_before_only"),
+        (map_searches_to_the_left, "edge_of_the_search"),
+        (map_of_a_rectangle, "as_many_as_the_busiest"),
+        (map_on_the_cpu, "other_device"),
     ],
     "09.gather": [
         (gather_forgets_to, "not_gathered"),
@@ -790,6 +917,14 @@ NEAR_MISSES = {
         (order_columns_then_rows, "swapped"),
         (order_along_columns, "groups_of_columns"),
         (order_number_added, "group_number_for_row"),
+        (order_as_triton_teaches, "number_in_the_grid"),
+        (order_of_the_whole_grid, "both_in_the_grid"),
+        (order_divides_by_columns, "divided_by_columns"),
+        (order_of_so_many_groups, "that_many_groups"),
+        (order_counts_rows_in_a_group, "groups_of_rows_times_rows"),
+        (order_back_again, "the_other_way"),
+        (order_clamps_rows, "pushed_back"),
+        (order_up_and_down, "snake"),
     ],
     "09.weight_gradient": [
         (gradient_skips_the_empty, "empty_left_out"),
@@ -804,7 +939,7 @@ NEAR_MISSES = {
     ],
 }
 RIGHT_ANSWERS = {
-    "09.tile_map": [map_by_searching, map_from_rows],
+    "09.tile_map": [map_by_searching, map_from_rows, map_moved_afterwards],
     "09.gather": [gather_clamps],
     "09.swiglu_epilogue": [swiglu_by_exponential],
     "09.tile_order": [order_by_making_all],

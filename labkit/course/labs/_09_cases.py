@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from labkit.course.attempt import Case
+from labkit.course.given import on_another_device
 from labkit.kernels.guard import Out, launch
 
 BLOCKS = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 16}
@@ -68,7 +69,8 @@ def map_cases(seed: int) -> list[Case]:
         ([1, 1, 1], 128, "tiles that are nearly empty"),
     ]
     fixed = [Case((torch.tensor(c), block), label=label) for c, block, label in counts]
-    return [*fixed, Case((drawn, 8 << seed % 3), label="drawn counts")]
+    other = Case((torch.tensor([5, 1, 0, 8, 3]), 4), label="counts on another device", through=on_another_device)
+    return [*fixed, Case((drawn, 8 << seed % 3), label="drawn counts"), other]
 
 
 # ------------------------------------------------------------------------------------------------------------ gather
@@ -134,6 +136,7 @@ def order_cases(seed: int) -> list[Case]:
         case(2, 3, 2, "one group"),
         case(4, 3, 2, "two groups"),
         case(5, 3, 2, "a last group of one row"),
+        case(7, 2, 4, "a last group of three rows"),
         case(3, 4, 1, "groups of one row: row by row"),
         case(3, 2, 8, "a group larger than there are rows: column by column"),
         case(4, 1, 2, "one column"),

@@ -2,68 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from labkit.course.labs._09_answers import tile_map, tile_order
 from labkit.course.labs._language import tl, triton
-
-# ---------------------------------------------------------------------------------------------------------- tile_map
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _map(tiles_E: Tensor, first_row_E: Tensor, block_m: int) -> Pair:
-    first_tile_E = tiles_E.cumsum(0) - tiles_E
-    expert_M = torch.arange(len(tiles_E)).repeat_interleave(tiles_E)
-    within_M = torch.arange(len(expert_M)) - first_tile_E[expert_M]
-    return expert_M, first_row_E[expert_M] + within_M * block_m
-
-
-def map_full_tiles_only(counts: Tensor, block_m: int) -> Pair:
-    return _map(counts // block_m, counts.cumsum(0) - counts, block_m)
-
-
-def map_one_more(counts: Tensor, block_m: int) -> Pair:
-    return _map(counts // block_m + 1, counts.cumsum(0) - counts, block_m)
-
-
-def map_empty_gets_one(counts: Tensor, block_m: int) -> Pair:
-    return _map(((counts + block_m - 1) // block_m).clamp(min=1), counts.cumsum(0) - counts, block_m)
-
-
-def map_padded(counts: Tensor, block_m: int) -> Pair:
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, torch.arange(len(expert_M)) * block_m
-
-
-def map_own_rows(counts: Tensor, block_m: int) -> Pair:
-    return _map(-(-counts // block_m), torch.zeros_like(counts), block_m)
-
-
-def map_last_rows(counts: Tensor, block_m: int) -> Pair:
-    return _map(-(-counts // block_m), counts.cumsum(0), block_m)
-
-
-def map_expert_start(counts: Tensor, block_m: int) -> Pair:
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, (counts.cumsum(0) - counts)[expert_M]
-
-
-def map_renumbered(counts: Tensor, block_m: int) -> Pair:
-    return tile_map(counts[counts > 0], block_m)
-
-
-def map_across_experts(counts: Tensor, block_m: int) -> Pair:
-    row_M = torch.arange(0, int(counts.sum()), block_m)
-    return torch.searchsorted(counts.cumsum(0), row_M, right=True), row_M
-
-
-def map_tile_numbers(counts: Tensor, block_m: int) -> Pair:
-    tiles_E = -(-counts // block_m)
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, torch.arange(len(expert_M)) - (tiles_E.cumsum(0) - tiles_E)[expert_M]
-
 
 # ------------------------------------------------------------------------------------------------------------ gather
 
@@ -186,41 +125,6 @@ def swiglu_epilogue(
         tl.store(pre_ptr + at, first, mask=keep)
         tl.store(pre_ptr + at + F, second, mask=keep)
     tl.store(hidden_ptr + row[:, None] * F + column[None, :], hidden, mask=keep)
-
-
-# -------------------------------------------------------------------------------------------------------- tile_order
-
-
-def order_row_by_row(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_M // columns, tile_M % columns
-
-
-def order_column_by_column(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_M % rows, tile_M // rows
-
-
-def order_last_group_is_full(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    within_M = tile_M % (group * columns)
-    return tile_M // (group * columns) * group + within_M % group, within_M // group
-
-
-def order_never_leaves_the_group(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    row_M, column_M = tile_order(tile_M, rows, columns, group)
-    return row_M - tile_M // (group * columns) * group, column_M
-
-
-def order_swapped(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_order(tile_M, rows, columns, group)[::-1]
-
-
-def order_groups_of_columns(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_order(tile_M, columns, rows, group)[::-1]
-
-
-def order_group_number(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    number_M = tile_M // (group * columns)
-    row_M, column_M = tile_order(tile_M, rows, columns, group)
-    return row_M - number_M * group + number_M, column_M
 
 
 # --------------------------------------------------------------------------------------------------- weight_gradient
