@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from labkit.course.judge import Mistake
 from labkit.course.labs import _09_mistakes as wrong
-from labkit.course.labs._kernel_mistakes import With
-from labkit.course.labs._09_words import FAR, NO_KERNEL, beyond, unfilled
+from labkit.course.labs._09_words import FAR, rounded, three_sizes
+from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, unfilled
 
 WEIGHT_GRADIENT = (
+    Mistake(
+        "blocks_mixed_up",
+        "Right while all blocks are 16 wide. D comes in blocks of BLOCK_M, W in blocks of BLOCK_N, the rows in steps "
+        "of BLOCK_K: look at each `arange`, at the loop's step, and at the shape of the sum.",
+        when=three_sizes,
+    ),
     Mistake(
         "empty_left_out",
         "An expert without rows was left out, and its gradient is whatever lay in memory. A sum over nothing is zero, "
@@ -72,6 +78,73 @@ WEIGHT_GRADIENT = (
         "Where x is float16 the sums were rounded to float16 before they were stored as float32. A gradient is a long "
         "sum: add up and store in float32.",
         like=With(wrong.weight_gradient, WRONG="rounded_early"),
+        when=rounded,
+    ),
+    Mistake(
+        "one_row_too_many",
+        "One row too many: `offset[expert + 1]` is where the next expert begins, so the last row is the one before it.",
+        like=With(wrong.weight_gradient, WRONG="one_row_too_many"),
+    ),
+    Mistake(
+        "same_block_again",
+        "Every step takes the first BLOCK_K rows again. Step on: row = start + tl.arange(0, BLOCK_K).",
+        like=With(wrong.weight_gradient, WRONG="same_block_again"),
+    ),
+    Mistake(
+        "from_the_first_row",
+        "Each expert's sum begins at the first row of all, and so has the rows of all experts before it. Its own begin "
+        "at `offset[expert]`.",
+        like=With(wrong.weight_gradient, WRONG="from_the_first_row"),
+    ),
+    Mistake(
+        "wrong_one_gathered",
+        "The wrong one was gathered: x is in token order and is read at `token`, y is in expert order and is read at "
+        "`row`.",
+        like=With(wrong.weight_gradient, WRONG="wrong_one_gathered"),
+    ),
+    Mistake(
+        "tokens_from_the_first_row",
+        "y is read at the expert's own rows, and the tokens at those of the first expert. Both are counted from the "
+        "first row of all: load from `token_ptr + row`.",
+        like=With(wrong.weight_gradient, WRONG="tokens_from_the_first_row"),
+    ),
+    Mistake(
+        "y_from_the_first_row",
+        "x is read at the expert's own rows, and y at the first rows of all. Both are counted from the first row of "
+        "all: row r of y begins at r · W.",
+        like=With(wrong.weight_gradient, WRONG="y_from_the_first_row"),
+    ),
+    Mistake(
+        "x_not_turned",
+        "This is x · y, block by block: it runs only while the blocks are square. The sum goes over rows, which are "
+        "x's *first* axis: `tl.trans(x)`, or load x as [D, rows].",
+        like=With(wrong.weight_gradient, WRONG="x_not_turned"),
+    ),
+    Mistake(
+        "y_turned",
+        "This is x · yᵀ, which has rows on both sides. The sum goes over rows: turn x, and leave y as it is.",
+        like=With(wrong.weight_gradient, WRONG="y_turned"),
+    ),
+    Mistake(
+        "programs_swapped",
+        "Program ids 1 and 2 were swapped: 1 counts the blocks of D, 2 those of W. Right while both are one block.",
+        like=With(wrong.weight_gradient, WRONG="programs_swapped"),
+    ),
+    Mistake(
+        "strides_swapped",
+        "The two strides were swapped: element (d, w) lies d · d_stride + w · w_stride after the expert's first.",
+        like=With(wrong.weight_gradient, WRONG="strides_swapped"),
+    ),
+    Mistake(
+        "expert_by_stride",
+        "Expert e's gradient was put at e · D · d_stride. It begins at e · D · W, however it is stored: the strides "
+        "say how one expert's matrix lies.",
+        like=With(wrong.weight_gradient, WRONG="expert_by_stride"),
+    ),
+    Mistake(
+        "x_row_too_wide",
+        "Rows of x lie D elements apart; you stepped by W. Right where both are the same.",
+        like=With(wrong.weight_gradient, WRONG="x_row_too_wide"),
     ),
     Mistake(
         "no_mask",
