@@ -31,7 +31,7 @@ TILE_MAP = Exercise(
         "expert's tiles is it?",
         "Rounding up in whole numbers is (c + block_m - 1) // block_m. `a.repeat_interleave(n)` repeats each element "
         "of a as often as n says. A running sum minus the count itself is where each begins, for rows and for tiles "
-        "alike.",
+        "alike. A `torch.arange` of your own needs device=counts.device.",
         "tiles_E as above; expert_M = torch.arange(E, device=counts.device).repeat_interleave(tiles_E); within_M = "
         "torch.arange(len(expert_M), device=counts.device) - (tiles_E.cumsum(0) - tiles_E)[expert_M]; the first row is "
         "(counts.cumsum(0) - counts)[expert_M] + within_M * block_m.",
