@@ -7,6 +7,8 @@ where they are made. `kernels.quant`, `fp8` and `nf4` are the specification.
 
 from __future__ import annotations
 
+import functools
+import importlib
 import math
 
 import torch
@@ -15,7 +17,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from labkit.kernels import quant_few, quant_mm, quant_rows
 from labkit.kernels.combine import combine
-from labkit.kernels.language import INTERPRETED, unsupported, watched
+from labkit.kernels.language import INTERPRETED, triton, unsupported, watched
 from labkit.kernels.permute import expert_map
 from labkit.kernels.tiles import FEW, SOME, Tile
 
@@ -120,6 +122,14 @@ def _both_quantised(
     x: Tensor, ids: Tensor, scores: Tensor, gate_up: Tensor, gate_up_scale: Tensor, down: Tensor, down_scale: Tensor,
     form: str,
 ) -> Tensor:  # fmt: skip
+    if form == "fp8" and not why_plain(x.device.index or 0):
+        from labkit.kernels import quant_mm_hopper as hopper
+
+        places = expert_map(ids, len(down), hopper.TILE.block_m)
+        rows = quant_rows.fp8_rows_in_order(x, places.place_TK)
+        rows = hopper.gate_up_fp8(*rows, gate_up, gate_up_scale, places)
+        y = hopper.down_fp8(*rows, down, down_scale, places, x.dtype)
+        return combine(y, places.place_TK, scores)
     tile = _tile(None)
     places = expert_map(ids, len(down), tile.block_m)
     if form == "fp8":
@@ -129,6 +139,21 @@ def _both_quantised(
         hidden = quant_mm.gate_up_int8(*quant_rows.int8_rows(x), gate_up, gate_up_scale, places, tile, x.dtype)
         y = quant_mm.down_int8(*quant_rows.int8_rows(hidden), down, down_scale, places, tile, x.dtype)
     return combine(y, places.place_TK, scores)
+
+
+@functools.cache
+def why_plain(device: int = 0) -> str:
+    """Why FP8 on both sides is computed by plain Triton and not by `quant_mm_hopper`; empty if it is not."""
+    if INTERPRETED:
+        return "kernels are interpreted, which warps with different jobs cannot be"
+    capability = torch.cuda.get_device_capability(device)
+    if capability[0] != 9:
+        return f"compute capability is {capability[0]}.{capability[1]}; the kernels are for Hopper, 9.0"
+    try:
+        importlib.import_module("labkit.kernels.quant_mm_hopper")
+    except ImportError as error:
+        return f"Triton {triton.__version__} has not the Gluon that the kernels are written in (3.6 has): {error}"
+    return ""
 
 
 _forward = torch.library.custom_op("labkit::quant_experts", _compute, mutates_args=())

@@ -58,6 +58,28 @@ def _fp8_rows(x_ptr, codes_ptr, scale_ptr, T, D, ROWS: tl.constexpr, BLOCKS: tl.
 
 
 @triton.jit
+def _fp8_rows_in_order(
+    x_ptr, place_ptr, codes_ptr, scale_ptr, T, D,
+    K: tl.constexpr, ROWS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """`_fp8_rows`, each token's codes stored K times: it is read and rounded once, wherever its experts' rows are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(1) * BLOCKS + tl.arange(0, BLOCKS)
+    column = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
+    inside = (row < T)[:, None, None] & (column < D)[None, :, :]
+    at = row.to(tl.int64)[:, None, None] * D + column[None, :, :]
+    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    scale = fp8_scale(tl.max(size(x), 2))
+    codes = to_fp8(x / scale[:, :, None], codes_ptr.dtype.element_ty)
+    for slot in tl.static_range(K):
+        place = tl.load(place_ptr + row * K + slot, mask=row < T, other=-1)  # −1: a dropped pair
+        at = place.to(tl.int64)[:, None, None] * D + column[None, :, :]
+        tl.store(codes_ptr + at, codes, mask=(place >= 0)[:, None, None] & (column < D)[None, :, :])
+    real = (row < T)[:, None] & (block * BLOCK < D)[None, :]
+    tl.store(scale_ptr + block.to(tl.int64)[None, :] * T + row[:, None], scale, mask=real)
+
+
+@triton.jit
 def _int8_rows(x_ptr, codes_ptr, scale_ptr, D, WIDTH: tl.constexpr):
     """One token: its largest value, then its codes; a token with a value that is not finite has the scale NaN."""
     row = tl.program_id(0).to(tl.int64)
@@ -83,6 +105,24 @@ def fp8_rows(x_TD: Tensor) -> tuple[Tensor, Tensor]:
         rows, some = 8, min(4, triton.next_power_of_2(blocks))
         grid = (triton.cdiv(T, rows), triton.cdiv(blocks, some))
         _fp8_rows[grid](x_TD, codes, scale, T, D, ROWS=rows, BLOCKS=some, BLOCK=BLOCK, num_warps=4)
+    return codes, scale.mT
+
+
+def fp8_rows_in_order(x_TD: Tensor, place_TK: Tensor) -> tuple[Tensor, Tensor]:
+    """`fp8_rows` with the codes in expert order: [T·K, D], and the scales [T, ⌈D/128⌉] in token order as there.
+
+    Args:
+        place_TK: [T, K] int32 of `kernels.permute`; rows that no pair has stay unwritten.
+    """
+    (T, D), K, blocks = x_TD.shape, place_TK.shape[1], triton.cdiv(x_TD.shape[1], BLOCK)
+    codes = torch.empty(T * K, D, dtype=FP8, device=x_TD.device)
+    scale = x_TD.new_empty(blocks, T, dtype=torch.float32)
+    if T:
+        rows, some = 8, min(4, triton.next_power_of_2(blocks))
+        grid = (triton.cdiv(T, rows), triton.cdiv(blocks, some))
+        _fp8_rows_in_order[grid](
+            x_TD, place_TK, codes, scale, T, D, K=K, ROWS=rows, BLOCKS=some, BLOCK=BLOCK, num_warps=4
+        )
     return codes, scale.mT
 
 

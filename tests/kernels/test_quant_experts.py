@@ -1,5 +1,9 @@
 """Quantised experts on Triton kernels equal the torch reference of their format, in the interpreter."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +12,7 @@ from torch.nn.functional import silu
 from torch.utils.flop_counter import FlopCounterMode
 
 from labkit.kernels import fp8, nf4, quant, quant_experts, quant_rows, reference
+from labkit.kernels.permute import expert_map
 from labkit.kernels.quant_experts import experts
 
 
@@ -86,6 +91,64 @@ def test_rows_are_quantised_bit_for_bit_as_in_the_reference(dtype):
     rows = quant.int8_rows(x)
     assert torch.equal(codes, rows.codes)
     torch.testing.assert_close(scale, rows.absmax[:, 0] / 127)
+
+
+@settings(max_examples=6, deadline=None)
+@given(st.data())
+def test_rows_in_order_are_the_rows_where_the_map_says(data):
+    E, T, D = data.draw(st.integers(2, 5)), data.draw(st.integers(1, 40)), 4 * data.draw(st.integers(1, 300))
+    g = torch.Generator().manual_seed(T)
+    x, ids = torch.randn(T, D, generator=g), torch.rand(T, E, generator=g).topk(2).indices
+    ids[0, 1], ids[-1, 0] = -1, E  # dropped
+    place = expert_map(ids, E, 16).place_TK
+    codes, scale = quant_rows.fp8_rows(x)
+    ours, our_scale = quant_rows.fp8_rows_in_order(x, place)
+    assert torch.equal(our_scale, scale)
+    token, slot = torch.where(place >= 0)
+    assert torch.equal(ours.float()[place[token, slot].long()], codes.float()[token])
+
+
+HOPPER = """
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+
+class Driver:
+    get_current_device = lambda self: 0
+    get_current_stream = lambda self, device=0: 0
+    get_current_target = lambda self: GPUTarget("cuda", 90, 32)
+
+driver.set_active(Driver())
+from labkit.kernels import quant_mm_hopper as hopper
+from labkit.kernels.permute import ExpertMap
+
+kernel = hopper._product_fp8
+run, compiled = kernel.run, []
+kernel.run = lambda *args, **options: compiled.append(run(*args, **options | {"warmup": True}))
+hopper.programs = lambda *_: 1
+fp8 = lambda *shape: torch.zeros(shape).to(torch.float8_e4m3fn)
+whole = lambda *shape: torch.zeros(shape, dtype=torch.int32)
+places = ExpertMap(whole(8), whole(4, 2), whole(4), whole(3), whole(4))
+rows = hopper.gate_up_fp8(fp8(8, 272), torch.ones(3, 4).mT, fp8(3, 512, 272), torch.ones(3, 4, 3), places)
+hopper.down_fp8(*rows, fp8(3, 272, 256), torch.ones(3, 3, 2), places, torch.bfloat16)
+for each in compiled:
+    print(each.asm["ptx"].count("setmaxnreg"), each.metadata.shared)
+"""
+
+
+def test_the_kernels_for_hopper_compile_without_one():
+    """Nothing runs; but warps have registers of their own, and a multiprocessor has the memory."""
+    pytest.importorskip("triton.experimental.gluon.language.nvidia.hopper")
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, "-c", HOPPER], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    assert len(told) == 2
+    assert all(moves > 0 and shared <= 232_448 for moves, shared in told)
+
+
+def test_why_no_kernel_for_hopper_is_chosen_here():
+    assert "interpreted" in quant_experts.why_plain()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
