@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from labkit.kernels import quant_few, quant_mm, quant_rows
+from labkit.kernels import quant_few, quant_mm, quant_pairs, quant_rows
 from labkit.kernels.combine import combine
 from labkit.kernels.language import INTERPRETED, triton, unsupported, watched
 from labkit.kernels.permute import expert_map
@@ -23,7 +23,7 @@ from labkit.kernels.tiles import FEW, SOME, Tile
 
 FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8}
 """The formats, and the dtype of their codes."""
-PAIRS = 2  # up to so many tokens, every pair is computed by itself
+PAIRS = 4  # up to so many tokens, every pair is computed by itself
 # Hopper's, measured there (docs/kernels.md); elsewhere they fit, untried.
 _TILES = {
     "few": Tile(16, 128, 128, 4, 3, 2),
@@ -43,7 +43,7 @@ def refuses(form: str, dtype: torch.dtype, device: str, D: int, F: int, *, activ
     """Why `experts` cannot compute experts of this kind; empty if it can.
 
     >>> refuses("fp8", torch.float32, "cpu", 256, 96)
-    "F = 96 is not a multiple of 128: a block of 128 rows would hold both gate and up rows, under one scale"
+    'F = 96 is not a multiple of 128: a block of 128 rows would hold both gate and up rows, under one scale'
     """
     if form not in FORMS:
         return f"the format {form!r} is none of {', '.join(FORMS)}"
@@ -110,8 +110,8 @@ def _compute(
         return _both_quantised(x, ids, scores, *weights, form)
     first, second = weights[:2], weights[2:]
     if len(x) <= PAIRS:
-        hidden = quant_few.gate_up_pairs(x, ids, *first, form)
-        return quant_few.down_tokens(hidden, ids, scores, *second, form)
+        hidden = quant_pairs.gate_up_pairs(x, ids, *first, form)
+        return quant_pairs.down_tokens(hidden, ids, scores, *second, form)
     tile = _tile(ids.numel() / len(down))
     places = expert_map(ids, len(down), tile.block_m)
     hidden = quant_few.gate_up_tiles(x, *first, form, places, tile)

@@ -58,7 +58,7 @@ def test_weight_only_equals_the_reference(data):
     form = data.draw(st.sampled_from(["int8", "fp8", "nf4"]), "form")
     E = data.draw(st.integers(1, 4), "E")
     K = data.draw(st.integers(1, min(2, E)), "K")
-    T = data.draw(st.sampled_from([1, 2, 3, 40]), "T")
+    T = data.draw(st.sampled_from([1, 2, 4, 5, 40]), "T")
     D = 32 * data.draw(st.integers(1, 9), "D")
     F = 128 if form == "fp8" else 32 * data.draw(st.integers(1, 6), "F")
     routed, packed, raw = draw(T, D, F, E, K, form)
@@ -170,6 +170,7 @@ def test_what_is_not_finite_stays_with_its_block_or_token(bad):
 CASES = [(form, activations) for form in ("int8", "fp8", "nf4") for activations in (False, True)][:-1]
 
 
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")  # rows that no pair has stay unwritten
 @pytest.mark.parametrize(("form", "activations"), CASES)
 @pytest.mark.parametrize("T", [2, 9])
 def test_a_dropped_pair_adds_nothing(form, activations, T):
