@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import silu
 from torch.utils.flop_counter import FlopCounterMode
 
-from labkit.kernels import fp8, nf4, quant, quant_experts, quant_rows, reference
+from labkit.kernels import fp8, nf4, quant, quant_experts, quant_pairs, quant_rows, reference
 from labkit.kernels.permute import expert_map
 from labkit.kernels.quant_experts import experts
 
@@ -77,6 +77,15 @@ def test_both_sides_quantised_equal_the_reference(data):
     ours = experts(*routed, *raw, form=form, activations=True)
     # A hidden value that falls between two codes may fall on the other side: sums are in another order.
     assert error(ours, want(routed, packed, form, True)) < 2e-3
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8", "nf4"])
+def test_rows_longer_than_are_read_at_once(form):
+    """Steps over a row add up, the last one of them not full."""
+    (x, ids, scores), packed, raw = draw(1, 160, 128, 3, 2, form)
+    hidden = quant_pairs.gate_up_pairs(x, ids, *raw[:2], form, most=8)
+    ours = quant_pairs.down_tokens(hidden, ids, scores, *raw[2:], form, most=8)
+    assert error(ours, want((x, ids, scores), packed, form, False)) < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
