@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from labkit.kernels import fp8, nf4, quant, quant_experts, quant_rows
+from labkit.kernels import early, fp8, nf4, quant, quant_experts, quant_rows
 from labkit.kernels.quant_experts import experts
 
 pytestmark = pytest.mark.gpu
@@ -12,6 +12,8 @@ CASES = [("int8", False), ("fp8", False), ("nf4", False), ("int8", True), ("fp8"
 SIZES = [  # T, D, F, E, K
     (1, 2048, 768, 16, 8),
     (2, 512, 1408, 8, 6),
+    (4, 2048, 768, 32, 8),
+    (3, 512, 4224, 8, 2),
     (16, 1024, 384, 64, 8),
     (300, 256, 128, 8, 2),
     (1000, 160, 256, 60, 6),
@@ -100,6 +102,19 @@ def test_in_a_cuda_graph_and_compiled(form, activations, T):
     graph.replay()
     assert torch.equal(y, call(x))
     assert torch.equal(torch.compile(call, fullgraph=True)(x), y)
+
+
+@pytest.mark.skipif(not early.can(torch.device("cuda")), reason="this GPU starts no kernel early")
+@pytest.mark.parametrize("form", ["int8", "fp8", "nf4"])
+@pytest.mark.parametrize("T", [1, 4, 16])
+def test_a_kernel_that_starts_early_still_waits(form, T, monkeypatch):
+    """Calls behind each other, each with tokens of its own: hidden rows of the one before would show."""
+    (x, ids, scores), _, raw = draw(T, 2048, 1408, 64, 8, form, torch.bfloat16)
+    tokens = [x * (i + 1) for i in range(50)]
+    call = lambda x: experts(x, ids, scores, *raw, form=form)  # noqa: E731
+    ours = [call(each) for each in tokens]
+    monkeypatch.setattr(early, "can", lambda _: False)
+    assert all(torch.equal(mine, call(each)) for mine, each in zip(ours, tokens, strict=True))
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
