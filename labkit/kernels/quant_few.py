@@ -1,7 +1,7 @@
 """Weights in eight or four bits, tokens as they are: matrices are read packed, and widened in registers.
 
 With few tokens reading the weights is what takes the time, so half the bytes are half the time if nothing else is in
-the way. Pairs of one expert share its matrix, in tiles of sixteen rows or more. `quant_pairs` is for fewer tokens still.
+the way. Pairs of one expert share its matrix, in tiles of sixteen rows or more. `quant_pairs` is for fewer still.
 Formats: "int8" (a scale a row), "fp8" (E4M3, one for 128 × 128), "nf4" (two levels a byte, one for 64 of a row).
 """
 
