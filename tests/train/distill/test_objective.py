@@ -25,7 +25,7 @@ def made(seed=0, **changes):
 @pytest.mark.parametrize("hard", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize(("beta", "temperature"), [(0.0, 1.0), (0.0, 3.0), (1.0, 2.0), (0.5, 1.0)])
 def test_the_mix_written_out(hard, beta, temperature):
-    student, teacher, micro, config, output = made(balance_loss=0.01, z_loss=0.001)
+    _, teacher, micro, config, output = made(balance_loss=0.01, z_loss=0.001)
     settings = DistillConfig(beta=beta, temperature=temperature, hard=hard)
     found = Distillation(settings, teacher)(output, micro, config, micro.count)
     logq = output.logits.double().div(temperature).log_softmax(-1)
