@@ -58,7 +58,7 @@ class Groups:
         """
         member_NE = torch.zeros(len(self.leaders), len(self.group_E), dtype=torch.float64, device=self.group_E.device)
         member_NE.scatter_(0, self.group_E[None], 1.0)
-        used_NE = member_NE * self.use_E.double()
+        used_NE = member_NE * self.use_E.to(member_NE)
         idle_N1 = used_NE.sum(1, keepdim=True) == 0
         return torch.where(idle_N1, member_NE, used_NE) / torch.where(idle_N1, member_NE, used_NE).sum(1, keepdim=True)
 
@@ -131,11 +131,12 @@ def align(anchor_FX: Tensor, other_FX: Tensor) -> Tensor:
 def merged(experts: Experts, groups: Groups) -> dict[str, Tensor]:
     """The merged experts' tensors by name, in the old ones' number format: N in place of E."""
     units_EFX, F = _units(experts), experts.config.d_expert
-    order_EF = torch.arange(F, device=units_EFX.device).repeat(len(units_EFX), 1)
+    order_EF = torch.arange(F).repeat(len(units_EFX), 1)
     for e, group in enumerate(groups.group_E.tolist()):
         leader = groups.leaders[group]
         if e != leader:
             order_EF[e] = align(units_EFX[leader], units_EFX[e])
+    order_EF = order_EF.to(experts.down_EDF.device)
     both_E2F = torch.cat([order_EF, order_EF + F], 1)
     found = {}
     for name, tensor in experts.state_dict().items():
@@ -251,12 +252,12 @@ def grouped(
 
 
 def _units(experts: Experts) -> Tensor:
-    """[E, F, X] float64: everything that belongs to a unit, its gate, up and down weights and its biases."""
+    """[E, F, X] float64, on the CPU: all that belongs to a unit, its gate, up and down weights and its biases."""
     F = experts.config.d_expert
     parts = [experts.gate_up_E2FD[:, :F], experts.gate_up_E2FD[:, F:], experts.down_EDF.mT]
     if experts.gate_up_bias_E2F is not None:
         parts += [experts.gate_up_bias_E2F[:, :F, None], experts.gate_up_bias_E2F[:, F:, None]]
-    return torch.cat([part.detach().double() for part in parts], -1)
+    return torch.cat([part.detach().double().cpu() for part in parts], -1)
 
 
 def _same_number(groups: Mapping[int, Groups], layers: tuple[int, ...]) -> int:

@@ -101,8 +101,10 @@ class SparseLogits:
         return dataclasses.replace(self, logp_BSK=logp_BSK, tail_BS=tail_BS, estimator="topk")
 
     def to(self, device: torch.device | str) -> SparseLogits:
-        """The same on another device, without waiting."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in ("ids_BSK", "logp_BSK", "tail_BS")}
+        """The same on another device; on its way to a GPU nobody waits for it."""
+        pin = torch.device(device).type == "cuda" and self.tail_BS.device.type == "cpu"
+        values = {name: getattr(self, name) for name in ("ids_BSK", "logp_BSK", "tail_BS")}
+        moved = {name: (v.pin_memory() if pin else v).to(device, non_blocking=pin) for name, v in values.items()}
         return dataclasses.replace(self, **moved)
 
 

@@ -59,6 +59,13 @@ def test_the_teacher_is_left_as_it_was_and_gets_no_gradient():
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
 
+def test_a_teacher_that_is_noisy_in_training_speaks_without_noise():
+    moe = small_runs.model_config().moe.replace(noise_std=2.0)
+    teacher, ids_BS = small_runs.model(3, moe=moe).train(), small_runs.Source().next(2, 12).ids_BS
+    assert torch.equal(teacher_logits(teacher, ids_BS), teacher_logits(teacher, ids_BS))
+    assert not torch.equal(teacher(ids_BS).logits, teacher(ids_BS).logits)
+
+
 def test_a_batch_that_brings_all_of_a_teacher_is_as_good_as_the_teacher():
     _, teacher, micro, config, output = made()
     settings = DistillConfig(temperature=2.0)
