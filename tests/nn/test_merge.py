@@ -160,14 +160,16 @@ def test_groups_find_shuffled_copies_by_weights_and_shared_tokens_by_routing():
 
 
 def test_groups_by_routing_join_what_rises_and_falls_together():
-    draw = torch.Generator().manual_seed(0)
-    logits = torch.randn(200, 4, generator=draw)
-    logits[:, 3] = 0.5 * logits[:, 1] - 3.0  # follows expert 1 and is never the best
-    logits += 10 * torch.randn(200, 1, generator=draw)  # which a router does not feel
-    top = logits.topk(1)
-    found = groups_by_routing(Routing.of(logits, top.indices, torch.ones(200, 1)), 3)
+    draw, T = torch.Generator().manual_seed(0), 600
+    logits = 0.1 * torch.randn(T, 12, generator=draw)
+    logits[:, 1] *= 30
+    logits[:, 3] = 0.2 * logits[:, 1] + 0.05 * torch.randn(T, generator=draw)
+    logits += 10 * torch.randn(T, 1, generator=draw)  # which a router does not feel, and which makes all look alike
+    chosen = torch.arange(T)[:, None] % 3
+    found = groups_by_routing(Routing.of(logits, chosen, torch.ones(T, 1)), 3)
     assert found.leaders == (0, 1, 2)
-    assert found.group_E.tolist() == [0, 1, 2, 1]
+    assert found.group_E[:4].tolist() == [0, 1, 2, 1]
+    assert 1 not in found.group_E[4:]
 
 
 @pytest.mark.parametrize("alike", ["routing", "weights"])
