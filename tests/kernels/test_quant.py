@@ -139,6 +139,7 @@ def test_other_settings_are_refused():
 def test_a_token_that_is_not_finite_spoils_no_other(threshold):
     x, packed = normal(4, 32), int8(normal(8, 32, seed=1))
     x[1, 3], x[2, 4] = NAN, INF
+    assert int8_rows(x).absmax[1:3].isnan().all()
     y = int8_product(x, packed, threshold=threshold)
     assert y[1].isnan().all()
     assert not y[2].isfinite().any()
