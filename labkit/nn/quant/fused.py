@@ -41,6 +41,8 @@ def refuses(module: QuantExperts, x_TD: Tensor) -> str:
         return f"the kernels know {form} in blocks of {_BLOCKS[form]}"
     if find_spec("triton") is None:
         return 'Triton is not installed; pip install "labkit[gpu]"'
+    if find_spec("labkit.kernels.quant_experts") is None:
+        return "this version of labkit has no kernels for packed experts"
     from labkit.kernels import quant_experts
 
     D, F = module.down.packed.shape[1:]
