@@ -35,6 +35,7 @@ class Micro:
         target_BS: what each position should predict, −100 where nothing.
         domain_BS: [B, S] or [B, 1] int64, an index into `domains` for each position's target; domains: their names.
         count: real targets; a number of the host, so that nobody waits for the device.
+        teacher: what a teacher said of every position, if the batch brought it (`distill.SparseLogits`).
     """
 
     ids_BS: Tensor
@@ -43,13 +44,15 @@ class Micro:
     domain_BS: Tensor
     domains: tuple[str, ...]
     count: int
+    teacher: Any = None
 
     @classmethod
     def of(cls, batch: Any, device: torch.device | str = "cpu", names: tuple[str, ...] = ()) -> Micro:
         """A source's batch, moved without waiting.
 
         Args:
-            batch: `ids_BS`, `labels_BS`, and either `domains`, a name for each sequence, or `domain_BS`, numbers.
+            batch: `ids_BS`, `labels_BS`, and either `domains`, a name for each sequence, or `domain_BS`, numbers;
+                `teacher`, if there is one, is moved by its own `to`.
             device: where to; names: of the numbers in `domain_BS`.
 
         Raises ValueError for shapes that do not fit.
@@ -63,7 +66,9 @@ class Micro:
         target_BS = shifted(labels_BS)
         count = int((target_BS != IGNORED).sum())
         move = _mover(device)
-        return cls(move(ids_BS), move(labels_BS), move(target_BS), move(domain_BS), names, count)
+        teacher = getattr(batch, "teacher", None)
+        teacher = None if teacher is None else teacher.to(device)
+        return cls(move(ids_BS), move(labels_BS), move(target_BS), move(domain_BS), names, count, teacher)
 
 
 def _domains(batch: Any, names: tuple[str, ...]) -> tuple[Tensor, tuple[str, ...]]:

@@ -81,12 +81,17 @@ def objective(output: Forward, micro: Micro, config: TrainConfig, count: int) ->
             target_BS = shifted(micro.labels_BS, depth + 1)[:, : logits_BSV.shape[1]]
             ahead = token_losses(logits_BSV, target_BS).sum() / count
             total = total + config.mtp_weight / len(output.mtp_logits) * ahead
-        if config.balance_loss or config.z_loss:
-            total = total + _router_losses(output.routing, config) / config.accumulate
+        total = total + router_losses(output.routing, config) / config.accumulate
     return Objective(total, loss_BS.detach(), output.routing)
 
 
-def _router_losses(records: tuple[Routing, ...], config: TrainConfig) -> Tensor:
+def router_losses(records: tuple[Routing, ...], config: TrainConfig) -> Tensor | float:
+    """The routers' losses with their coefficients, a mean over layers; 0 where the coefficients are.
+
+    Raises ValueError if they are not and the model shows no routing.
+    """
+    if not (config.balance_loss or config.z_loss):
+        return 0.0
     if not records:
         raise ValueError("balance_loss or z_loss is set, but the model shows no routing; set both to 0")
     total = records[0].logits_TE.new_zeros(())

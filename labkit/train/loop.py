@@ -87,6 +87,7 @@ def train(
     folder: Path | str | None = None,
     resume: bool | Literal["latest-good"] = True,
     on_step: Callable[[Step], None] | None = None,
+    objective: Callable[..., Objective] = objective,
 ) -> TrainResult:
     """Train a model, or go on training it where a folder says it stopped.
 
@@ -101,6 +102,7 @@ def train(
             says so; False wants a folder without checkpoints.
         on_step: called after every step. A KeyboardInterrupt raised by it, or Ctrl-C, ends the run: the state is
             saved and the result returned.
+        objective: called as `forward.objective`; its JSON-able `told`, if any, must stay the same when a run goes on.
 
     Each line of the log has: step, loss (mean since the last line, nats per token), loss_by_domain, learning_rate,
     grad_norm (before clipping), tokens (positions so far), tokens_per_s, mfu (None off known GPUs, in float32 and
@@ -110,7 +112,7 @@ def train(
     Raises Diverged at a loss or gradient that is no finite number; ValueError for settings that do not fit; and
     `checkpoint.Damaged` for a damaged checkpoint.
     """
-    run = _Run(model, source, config, validation, None if folder is None else Path(folder), on_step)
+    run = _Run(model, source, config, validation, None if folder is None else Path(folder), on_step, objective)
     run.begin(resume)
     return run.go()
 
@@ -118,7 +120,8 @@ def train(
 class _Run:
     """A run's state between steps."""
 
-    def __init__(self, model, source, config: TrainConfig, validation, folder: Path | None, on_step) -> None:
+    def __init__(self, model, source, config: TrainConfig, validation, folder: Path | None, on_step, objective) -> None:
+        self.objective, self.told = objective, getattr(objective, "told", None)
         self.config, self.model, self.folder = config, model, folder
         self.validation, self.on_step = validation, on_step
         self.device = runtime.device() if config.device == "auto" else torch.device(config.device)
@@ -183,6 +186,8 @@ class _Run:
             raise ValueError(
                 f"the run in {self.folder} has {theirs}; give the same configuration, or another folder for another run"
             )
+        if rest.get("objective") != self.told:
+            raise ValueError(f"the run in {self.folder} has the objective {rest.get('objective')}, not {self.told}")
         if rest["model"] != self._model_config():
             raise ValueError(f"the run in {self.folder} trains a model of another configuration; give another folder")
 
@@ -251,7 +256,7 @@ class _Run:
     def _objective(self, micro: Micro, count: int, model: nn.Module | None = None) -> Objective:
         with torch.autocast(self.device.type, self.autocast) if self.autocast else contextlib.nullcontext():
             output = call(model or self.forward, micro.ids_BS, mtp=self.config.mtp_weight > 0)
-        return objective(output, micro, self.config, count)
+        return self.objective(output, micro, self.config, count)
 
     def _update(self, step: int, loss: Tensor, loads: list[Tensor]) -> Tensor:
         """Clip, and move parameters and biases unless something was not finite; gives the norm."""
@@ -320,7 +325,7 @@ class _Run:
         self._check()
         rest = {
             "config": self.config.to_dict(), "model": self._model_config(), "data": self.feed.state,
-            "meter": self.meter.state(),
+            "meter": self.meter.state(), "objective": self.told,
         }  # fmt: skip
         self.saved = checkpoint.save(self.folder, self.step, self.model, self.optimizer, rest, keep=self.config.keep)
         self.pace.pause(time.perf_counter() - started)

@@ -139,6 +139,7 @@ def test_other_settings_are_refused():
 def test_a_token_that_is_not_finite_spoils_no_other(threshold):
     x, packed = normal(4, 32), int8(normal(8, 32, seed=1))
     x[1, 3], x[2, 4] = NAN, INF
+    assert int8_rows(x).absmax[1:3].isnan().all()
     y = int8_product(x, packed, threshold=threshold)
     assert y[1].isnan().all()
     assert not y[2].isfinite().any()
@@ -172,7 +173,9 @@ def test_whole_numbers_are_summed_exactly():
     assert int8_product(x, int8(w)).item() == pytest.approx(2047 + 1 / 127, abs=2e-4)
 
 
-@pytest.mark.parametrize("pack", [int8, lambda w: int8(w, "tensor"), lambda w: int8(w, "group", 32), nf4, nf4_double, fp8])
+@pytest.mark.parametrize(
+    "pack", [int8, lambda w: int8(w, "tensor"), lambda w: int8(w, "group", 32), nf4, nf4_double, fp8]
+)
 def test_rows_are_looked_up_without_the_rest(pack):
     packed, ids = pack(normal(300, 96)), torch.tensor([[0, 299], [130, 0]])
     assert torch.equal(packed.rows(ids), packed.dequantize()[ids])

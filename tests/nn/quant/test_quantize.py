@@ -282,3 +282,9 @@ def test_experts_say_what_they_were_not_given():
     quantize(model, "int8")
     with pytest.raises(ValueError, match="give a Routing, or ids and scores"):
         model.layers[1].ffn.experts(torch.zeros(1, 64), torch.zeros(1, 2))
+
+
+def test_memory_that_two_tensors_share_counts_once():
+    memory, model = torch.ones(8, 4), torch.nn.Module()
+    model.a, model.b = torch.nn.Parameter(memory[:4]), torch.nn.Parameter(memory[4:])
+    assert sizes(model) == {"a": 128, "b": 0}
