@@ -26,7 +26,7 @@ FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8}
 PAIRS = 4  # up to so many tokens, every pair is computed by itself
 # Hopper's, measured there (docs/kernels.md); elsewhere they fit, untried.
 _TILES = {
-    "few": Tile(16, 128, 128, 4, 3, 2),
+    "few": Tile(16, 128, 128, 4, 4, 3),
     "some": Tile(32, 128, 128, 4, 3, 2),
     "many": Tile(64, 128, 128, 4, 3, 2),
     "both": Tile(128, 256, 128, 8, 4),
