@@ -103,4 +103,5 @@ def scale_of(largest: Tensor) -> Tensor:
     >>> scale_of(torch.tensor([0.0, 448.0])).tolist()
     [1.17549...e-38, 1.0]
     """
-    return (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    by = torch.full((), LARGEST, device=largest.device)  # by a number, a GPU would multiply with a rounded 1/448
+    return (largest / by).clamp_min(torch.finfo(torch.float32).tiny)

@@ -24,12 +24,19 @@ from labkit.kernels.tiles import FEW, SOME, Tile
 FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8}
 """The formats, and the dtype of their codes."""
 PAIRS = 4  # up to so many tokens, every pair is computed by itself
-# Hopper's, measured there (docs/kernels.md); elsewhere they fit, untried.
+# Hopper's, measured there (docs/kernels.md).
 _TILES = {
     "few": Tile(16, 128, 128, 4, 4, 3),
     "some": Tile(32, 128, 128, 4, 3, 2),
     "many": Tile(64, 128, 128, 4, 3, 2),
     "both": Tile(128, 256, 128, 8, 4),
+}
+# For less shared memory than Hopper's, which has been tried nowhere, and for float32, whose rows are twice as wide.
+_SMALLER = {
+    "few": Tile(16, 128, 128, 4, 2, 2),
+    "some": Tile(32, 128, 128, 4, 2, 2),
+    "many": Tile(64, 128, 128, 4, 2, 2),
+    "both": Tile(64, 256, 128, 8, 2),
 }
 _INTERPRETED = {
     "few": Tile(16, 128, 128),
@@ -112,7 +119,7 @@ def _compute(
     if len(x) <= PAIRS:
         hidden = quant_pairs.gate_up_pairs(x, ids, *first, form)
         return quant_pairs.down_tokens(hidden, ids, scores, *second, form)
-    tile = _tile(ids.numel() / len(down))
+    tile = _tile(ids.numel() / len(down), x)
     places = expert_map(ids, len(down), tile.block_m)
     hidden = quant_few.gate_up_tiles(x, *first, form, places, tile)
     return combine(quant_few.down_tiles(hidden, *second, form, places, tile), places.place_TK, scores)
@@ -130,7 +137,7 @@ def _both_quantised(
         rows = hopper.gate_up_fp8(*rows, gate_up, gate_up_scale, places)
         y = hopper.down_fp8(*rows, down, down_scale, places, x.dtype)
         return combine(y, places.place_TK, scores)
-    tile = _tile(None)
+    tile = _tile(None, x)
     places = expert_map(ids, len(down), tile.block_m)
     if form == "fp8":
         rows = quant_mm.gate_up_fp8(*quant_rows.fp8_rows(x), gate_up, gate_up_scale, places, tile)
@@ -170,10 +177,18 @@ def _flops(x_TD, topk_ids_TK, topk_scores_TK, gate_up, gate_up_scale, down, *_, 
     return 3 * math.prod(topk_ids_TK) * gate_up[1] * x_TD[1]
 
 
-def _tile(rows: float | None) -> Tile:
-    """The tile for so many rows of an average expert; None: both sides quantised."""
+def _tile(rows: float | None, x: Tensor) -> Tile:
+    """The tile for so many rows of an average expert; None: both sides quantised. x: the tokens."""
     kind = "both" if rows is None else "few" if rows <= FEW else "some" if rows <= SOME else "many"
-    return (_INTERPRETED if INTERPRETED else _TILES)[kind]
+    if INTERPRETED:
+        return _INTERPRETED[kind]
+    return (_TILES if x.dtype != torch.float32 and _wide(x.device.index or 0) else _SMALLER)[kind]
+
+
+@functools.cache
+def _wide(device: int) -> bool:
+    """Whether a program may have the shared memory that Hopper's tiles take."""
+    return torch.cuda.get_device_properties(device).shared_memory_per_block_optin >= 227 * 1024
 
 
 def _check(

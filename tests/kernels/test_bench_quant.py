@@ -1,11 +1,14 @@
 """The bench of quantised experts: every format runs, its error is its own, and what is wrong is still called wrong."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from labkit.core.runtime import Unavailable
 from labkit.kernels.bench import Measured, Plan, measure, quant
 from labkit.kernels.bench.shapes import TINY
+from labkit.kernels.bench.table import lines
 
 CPU = torch.device("cpu")
 SHAPE = TINY["quant"]["tiny-quant"]
@@ -40,6 +43,11 @@ def test_who_is_not_there_is_named(result):
     assert "for GPUs" in absent["torch FP8 by rows"]
 
 
+def test_the_ceiling_is_that_of_weights_that_are_not_packed(result):
+    known = replace(result, floor=1e-3, flop_rate=1e12, byte_rate=1e12)
+    assert any("of float32, which fewer bits may pass" in line for line in lines(known))
+
+
 def test_the_limit_is_the_formats_and_not_the_dtypes():
     assert Measured("a", (1.0,), {"output": 0.1}).wrong("bfloat16")
     assert not Measured("a", (1.0,), {"output": 0.1}, limit=quant.LIMIT).wrong("bfloat16")
@@ -48,8 +56,6 @@ def test_the_limit_is_the_formats_and_not_the_dtypes():
 
 
 def test_a_shape_that_a_format_does_not_know_is_refused_with_the_reason():
-    from dataclasses import replace
-
     case = quant.draw(replace(SHAPE, F=96), torch.float32, CPU, 0)
     with pytest.raises(Unavailable, match="not a multiple of 128"):
         quant.CONTESTANTS["labkit FP8 weights"](case)

@@ -37,7 +37,10 @@ def lines(result: Result) -> list[str]:
         work = f"{result.flops / 1e12:.3g} TFLOP at {result.flop_rate / 1e12:.3g} TFLOP/s" if result.flops else ""
         move = f"{result.bytes / MIB:.3g} MiB at {result.byte_rate / 1e12:.3g} TB/s"
         least = f"; at least {result.saved / MIB:.3g} MiB to keep" if "backward" in result.mode else ""
-        told.append(f"at the ceiling {milliseconds(result.floor)} ms: {' or '.join(filter(None, (work, move)))}{least}")
+        of = f" of {result.dtype}, which fewer bits may pass," if result.subject == "quant" else ""
+        told.append(
+            f"at the ceiling{of} {milliseconds(result.floor)} ms: {' or '.join(filter(None, (work, move)))}{least}"
+        )
     if fault := result.fault(OURS):
         told.append(f"{OURS} is {fault}")
     verdict = result.verdict(OURS)

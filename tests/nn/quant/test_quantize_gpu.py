@@ -23,7 +23,11 @@ def test_as_on_the_cpu(scheme, tmp_path):
     quantize(there, scheme)
     moved = copy.deepcopy(model).to("cuda")
     for name, tensor in moved.named_buffers():
-        assert torch.equal(tensor.float(), there.get_buffer(name).float()), name
+        a, b = tensor.float(), there.get_buffer(name).float()
+        if scheme == "nf4_double":  # the mean of a matrix's scales is summed in another order
+            torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(a, b), name
     want, got = model(ids()).logits, moved(ids().to("cuda")).logits.cpu()
     assert ((got - want).norm() / want.norm()).item() < 0.1
     save(moved, tmp_path)
