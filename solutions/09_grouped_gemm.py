@@ -106,7 +106,9 @@ def randn(*shape, dtype=torch.float32):
 # are measured again here, without one they come from the datasheet of an H100.
 
 # %%
-p_floor = predict("09.floor", "OLMoE's experts, 16,384 tokens, forward: at least how many ms?", 0, 20, "ms")
+p_floor = predict(
+    "09.floor", "OLMoE's experts, 16,384 tokens, forward: at least how many ms (CPU: on an H100)?", 0, 20, "ms"
+)
 
 # %%
 OLMOE = SHAPES["moe"]["olmoe-16k"]
@@ -146,10 +148,10 @@ def traffic(T, D, F, E, K, itemsize=2):
 moved = traffic(OLMOE.T, OLMOE.D, OLMOE.F, OLMOE.E, OLMOE.K)
 
 # %% [markdown]
-# By how much does the last version shrink what the first one moves?
+# By how much does "one sum", the last version of this lab, shrink what the first one moves?
 
 # %%
-p_passes = predict("09.passes", "Separate passes move how many times the bytes of the last version?", 1, 10, "×")
+p_passes = predict("09.passes", "Separate passes move how many times the bytes of 'one sum'?", 1, 10, "×")
 
 # %%
 total = {name: sum(parts.values()) for name, parts in moved.items()}
@@ -272,9 +274,9 @@ def tile_map(tokens_per_expert_E: torch.Tensor, block_m: int) -> tuple[torch.Ten
         tokens_per_expert_E: [E] int64, rows of each expert; in expert order they follow each other without a gap.
         block_m: rows of a tile, 1 or more.
 
-    Returns `expert_M` and `first_row_M`, int64 and on the same device, one entry a tile, in the order of the rows: the
-    expert that the tile belongs to, and its first row, counted from the first row of all. No loop over tokens or tiles:
-    on a GPU each step of such a loop would wait.
+    Returns `expert_M` and `first_row_M`, int64 and on the same device (what you make yourself needs `device=`), one
+    entry a tile, in the order of the rows: the expert that the tile belongs to, and its first row, counted from the
+    first row of all. No loop over tokens or tiles: on a GPU each step of such a loop would wait.
     """
     ### BEGIN SOLUTION
     tiles_E = (tokens_per_expert_E + block_m - 1) // block_m
@@ -604,7 +606,7 @@ with style.use():
     axis.plot(a, F.silu(a), label="SiLU")
     axis.plot(a, torch.sigmoid(a) * (1 + a * (1 - torch.sigmoid(a))), "--", label="its slope")
     axis.axhline(-0.2, color=style.GREY, linestyle=":")
-    axis.set(xlabel="gate", ylim=(-0.5, 2.5))
+    axis.set(xlabel="gate", ylabel="SiLU, and its slope", ylim=(-0.5, 2.5))
     axis.legend()
 fig.alt = (
     "SiLU and its slope over the gate: below zero SiLU falls to about −0.28 and comes back, so values occur twice."
@@ -871,7 +873,9 @@ display(fig)
 # What do 132 tiles of Mixtral's first product need, row by row? How many times as much as in groups of 16 rows?
 
 # %%
-p_order = predict("09.order", "132 tiles row by row need how many times the bytes of groups of 16 rows?", 1, 10, "×")
+p_order = predict(
+    "09.order", "Mixtral: 132 tiles row by row need how many times the bytes of groups of 16 rows?", 1, 10, "×"
+)
 
 # %%
 MIXTRAL = SHAPES["moe"]["mixtral-4k"]
@@ -987,11 +991,13 @@ with style.use():
         places = [i + 0.4 * shift for i in range(len(TILES))]
         axes[1].barh(places, shares, 0.38, color=style.PALETTE[1 + shift], label=f"{T:,} tokens")
         if gpu:
-            axes[2].barh(places, [rates[T].get(name, 0) for name in TILES], 0.38, color=style.PALETTE[1 + shift])
+            values = [rates[T].get(name, 0) for name in TILES]
+            axes[2].barh(places, values, 0.38, color=style.PALETTE[1 + shift], label=f"{T:,} tokens")
     axes[1].set(xlabel="% of the rows empty", yticks=[])
     axes[1].legend(fontsize=8)
     if gpu:
         axes[2].set(xlabel="TFLOP/s, real rows", yticks=[])
+        axes[2].legend(fontsize=8)
     for axis in axes:
         axis.invert_yaxis()
 fig.alt = "Tiles: " + "; ".join(
@@ -1093,6 +1099,8 @@ with style.use():
         axis.text(value, i, f" {value:.2f}", va="center", fontsize=9)
     if gpu and steps.floor:
         axis.axvline(1e3 * steps.floor, color=style.INK, linestyle=":")
+        floor = f"the floor, {1e3 * steps.floor:.2f} ms"
+        axis.text(1e3 * steps.floor, 1.02, floor, transform=axis.get_xaxis_transform(), ha="center", fontsize=9)
     axis.set(xlabel=f"ms forward, OLMoE, 16,384 tokens, {where}" if gpu else "GiB moved, OLMoE, 16,384 tokens")
     axis.invert_yaxis()
 fig.alt = (
@@ -1227,9 +1235,9 @@ def gradient_of(x, y, lay, turned):
 # %%
 class Experts(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, ids, scores, gate_up, down):
+    def forward(ctx, x, ids, scores, gate_up, down, save):
         lay, order = layout(ids, len(down)), partial(tile_order, group=16)
-        hidden, pre = hidden_rows(x, gate_up, lay, order, save=any(ctx.needs_input_grad))
+        hidden, pre = hidden_rows(x, gate_up, lay, order, save)
         ctx.save_for_backward(x, ids, scores, gate_up, down, *(() if pre is None else (pre,)))
         return combine(grouped(hidden, down, lay, order), lay, scores.contiguous())
 
@@ -1244,16 +1252,19 @@ class Experts(torch.autograd.Function):
         rows = grouped_mm.rows_times(grad_pre, gate_up, places, tile, gather=False, transposed=False)
         grad_x = house_combine.combine(rows, places.place_TK)
         grad_gate_up = gradient_of(x, grad_pre, lay, turned=True)
-        return grad_x, None, grad_scores.to(scores.dtype), grad_gate_up, gradient_of(grad, weighed, lay, turned=False)
+        grad_down = gradient_of(grad, weighed, lay, turned=False)
+        return grad_x, None, grad_scores.to(scores.dtype), grad_gate_up, grad_down, None
 
 
 def yours(x, ids, scores, gate_up, down):
     """The layer on your kernels, differentiable."""
-    return Experts.apply(*(t.contiguous() for t in (x, ids, scores, gate_up, down)))
+    given = [t.contiguous() for t in (x, ids, scores, gate_up, down)]
+    return Experts.apply(*given, torch.is_grad_enabled() and any(t.requires_grad for t in given))
 
 
 # %% [markdown]
-# `yours` makes everything contiguous first: a wrapper owns what its kernels take for granted.
+# `yours` makes everything contiguous first: a wrapper owns what its kernels take for granted. It also says whether to
+# save, since inside `forward` nobody can tell: `ctx.needs_input_grad` is true under `no_grad`, too.
 
 # %% [markdown]
 # Every gradient, against what autograd makes of the loop over experts in float32. One expert is left without a token.
@@ -1291,7 +1302,9 @@ display(fig)
 # the weights? And of the time?
 
 # %%
-p_share = predict("09.share", "The gradients of the weights: which share of a training step of the layer?", 0, 100, "%")
+p_share = predict(
+    "09.share", "Gradients of the weights: which share of a step's time (CPU: of its FLOPs)?", 0, 100, "%"
+)
 
 # %%
 PARTS = {  # FLOPs in units of N·D·F, and words in the kernels' names
@@ -1336,9 +1349,9 @@ with style.use():
         all_ms = sum(spent.values())
         axis.barh([i + 0.4 for i in range(len(spent))], [100 * v / all_ms for v in spent.values()], 0.38,
                   label=f"of {all_ms:.1f} ms on {where}", color=style.PALETTE[1])  # fmt: skip
-    axis.set(xlabel="%", yticks=[i + 0.2 for i in range(len(spent or PARTS))], yticklabels=list(spent or PARTS))
+    axis.set(xlabel="%", yticks=[i + 0.2 * gpu for i in range(len(spent or PARTS))], yticklabels=list(spent or PARTS))
     axis.invert_yaxis()
-    axis.legend()
+    axis.legend(loc="lower right")
 fig.alt = "Share of the FLOPs: " + ", ".join(f"{n} {s:.0f}%" for n, s in zip(PARTS, flops, strict=True)) + (
     "; of the time: " + ", ".join(f"{n} {v:.2f} ms" for n, v in spent.items()) if gpu else ""
 ) + "."  # fmt: skip
@@ -1367,8 +1380,11 @@ if not gpu:
 
 # %%
 p_peers = predict(
-    "09.peers", "transformers' eager loop takes how many times as long as torch's grouped_mm?", 0, 30, "×"
-)
+    "09.peers",
+    "OLMoE, forward + backward: transformers' eager loop takes how many times as long as torch's grouped_mm "
+    "(CPU: a small shape)?",
+    0, 30, "×",
+)  # fmt: skip
 
 
 # %%
@@ -1423,8 +1439,8 @@ def shares(result):
     return {e.name: result.floor / e.median if result.floor else max(e.errors.values()) for e in told}
 
 
-verdicts = [(result, result.verdict("labkit")) for result in table]
-said = [f"{title(r)}: labkit is {v.ratio:.2f} times as fast as {v.other}, {v.word}" for r, v in verdicts if v]
+verdicts = [(result, result.verdict(name)) for result in table for name in ("labkit", "yours")]
+said = [f"{title(r)}: {v.ours} is {v.ratio:.2f} times as fast as {v.other}, {v.word}" for r, v in verdicts if v]
 display(
     Markdown("; ".join(said) + "." if said else "Kernels were interpreted: errors count, times do not, no verdict.")
 )
@@ -1432,9 +1448,10 @@ with style.use():
     drawn = table if gpu else table[:2]
     fig, axes = picture.new(columns=2, rows=len(drawn) // 2, size=(10.0, 1.4 * len(drawn)))
     for axis, result in zip(axes, drawn, strict=True):
-        colors = [style.LIT if name == "yours" else style.PALETTE[0] for name in shares(result)]
+        colors = [{"yours": style.PALETTE[0], "labkit": style.LIT}.get(name, style.GREY) for name in shares(result)]
         axis.barh(list(shares(result)), list(shares(result).values()), color=colors)
         axis.set(xlabel="of the ceiling" if result.floor else "largest relative error", title=title(result))
+        axis.set_xlim(0, 1 if result.floor else None)
         axis.invert_yaxis()
 fig.alt = "; ".join(f"{title(r)}: " + ", ".join(f"{n} {v:.2g}" for n, v in shares(r).items()) for r in drawn) + "."
 display(fig)
@@ -1453,20 +1470,21 @@ display(fig)
 
 # %%
 p_decode = predict(
-    "09.decode", "One token through OLMoE's experts takes how long (without a GPU: at least)?", 0, 400, "µs"
+    "09.decode", "One token, OLMoE: how long do labkit's experts take, in a graph (CPU: H100, at least)?", 0, 400, "µs"
 )
 
 # %%
 FEW = (1, 4, 16, 64, 256)
 config = MoEConfig(d_model=OLMOE.D, d_expert=OLMOE.F, num_experts=OLMOE.E, top_k=OLMOE.K)
 least = {T: 6 * OLMOE.D * OLMOE.F * expected_experts(config, T) / ceiling.bandwidth for T in FEW}
-decoded = []
+lowest, decoded = f"weights alone, {whose}", []
 if gpu:
     decode = {"decode": [SHAPES["decode"][f"olmoe-{T}"] for T in (1, 16, 64, 256)]}
     plan = bench.Plan(
         decode, device, fast, rounds=5, repeats=5, without=("torch grouped_mm, compiled", "transformers eager")
     )
     decoded = list(bench.measure(plan))
+    least, lowest = {r.shape["T"]: r.floor for r in decoded}, "the floor, measured in the same rounds"
 ours = [next((e.median for e in r.measured if e.name == "labkit"), None) for r in decoded]
 p_decode.against(1e6 * (ours[0] if ours and ours[0] else least[1]), calculated=not gpu)
 
@@ -1481,7 +1499,7 @@ p_decode.against(1e6 * (ours[0] if ours and ours[0] else least[1]), calculated=n
 # %%
 with style.use():
     fig, (axis,) = picture.new(size=(7.6, 3.0))
-    axis.plot(FEW, [1e6 * s for s in least.values()], ":", color=style.INK, label=f"weights alone, {whose}")
+    axis.plot(list(least), [1e6 * s for s in least.values()], ":", color=style.INK, label=lowest)
     for name in dict.fromkeys(e.name for r in decoded for e in r.measured):
         points = [(r.shape["T"], e.median) for r in decoded for e in r.measured if e.name == name]
         axis.plot([T for T, _ in points], [1e6 * s for _, s in points], "o-", label=name)
@@ -1489,7 +1507,7 @@ with style.use():
     axis.set_xticks(FEW, [str(T) for T in FEW])
     axis.minorticks_off()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-fig.alt = "Least time of reading weights: " + ", ".join(f"{1e6 * s:.0f} µs at {T}" for T, s in least.items()) + "".join(
+fig.alt = f"Dotted, {lowest}: " + ", ".join(f"{1e6 * s:.0f} µs at {T}" for T, s in least.items()) + "".join(
     f"; at {r.shape['T']} tokens " + ", ".join(f"{e.name} {1e6 * e.median:.0f}" for e in r.measured) for r in decoded
 ) + "."  # fmt: skip
 display(fig)

@@ -218,6 +218,7 @@ p_states = predict("10.states", "At the peak of this step, states are what share
 before = torch.cuda.memory_allocated() if gpu else 0
 with Watch(model.parameters()) as watch:
     loss = model(ids_BS, labels=ids_BS).loss
+    look(watch)
     turn = len(watch.rows)
     loss.backward()
     done = len(watch.rows)
@@ -235,7 +236,7 @@ p_states.against(100 * (fixed + watch.rows[top][0]) / totals[top])
 
 # %% [markdown]
 # The whole step, operation by operation. The forward pass climbs, because everything that is needed on the way back
-# stays; the backward pass gives it back and makes gradients.
+# stays; the backward pass gives it back and makes gradients. Between them stands a peak that neither needs for long.
 
 # %%
 LAYERS = {
@@ -268,6 +269,9 @@ said += (
     f"{turn}. The largest sizes of the four parts add up to {100 * summed / totals[top] - 100:.0f} % more than that, "
 )
 said += "because gradients are complete only when the activations are gone. "
+at_work, left = (watch.rows[at][1] for at in (turn - 2, turn - 1))
+said += f"At the last operation of the forward pass {at_work / MB:.1f} MB of activations are alive, and "
+said += f"{left / MB:.1f} when its functions have returned: the rest was theirs, above all the logits at work. "
 if gpu:
     grads, rest, rounded, now = watch.rows[turn - 1]
     said += (
@@ -290,7 +294,6 @@ display(Markdown(said))
 p_formula = predict("10.formula", "Formula of lab 00, against what the forward pass leaves: off by?", -80, 80, "%")
 
 # %%
-left = watch.rows[turn - 1][1]
 estimate = memory.training_memory(config, ids_BS.numel(), S, precision="fp32")
 p_formula.against(100 * (estimate.activations / left - 1))
 print(f"states: by formula {estimate.states:,} bytes, here {fixed + max(LAYERS['gradients']):,}")
@@ -350,11 +353,28 @@ p_experts = predict("10.experts", "The experts' share of all saved activations?"
 
 # %%
 activations = saved_by_room(model, lambda: model(ids_BS, labels=ids_BS).loss)
-p_experts.against(100 * activations["experts"] / sum(activations.values()))
+saved = sum(activations.values())
+p_experts.against(100 * activations["experts"] / saved)
+print(f"saved in all: {saved:,} bytes, {100 * saved / left:.2f} % of what the forward pass left")
 
 # %% [markdown]
-# States and activations side by side, room by room. (The router is small in parameters, attention too: what they keep
-# is another matter.)
+# So what a forward pass leaves is what autograd saved, and nothing else. Here is the formula's list, room by room
+# (that of the experts is what remains of its sum):
+
+# %%
+c, floats = config, 4 * ids_BS.numel()
+listed = {
+    ROOMS[0]: floats * (2 * c.d_model + 2 * c.vocab_size),
+    "attention": floats * c.num_layers * (2 * c.d_model + 2 * c.head_dim * (c.num_heads + c.num_kv_heads)),
+    "router": floats * c.num_sparse_layers * 2 * c.moe.num_experts,
+}
+listed["experts"] = estimate.activations - sum(listed.values())
+for name in ROOMS:
+    print(f"{name:<21} counted {activations[name] / MB:6.1f} MB, by formula {listed[name] / MB:6.1f} MB")
+
+# %% [markdown]
+# States and activations side by side. (The router is small in parameters, attention too: what they keep is another
+# matter.)
 
 # %%
 with style.use():
@@ -364,27 +384,35 @@ with style.use():
         axis.barh(ROOMS, [times * params[r] / MB for r in ROOMS], left=list(starts.values()),
                   color=style.PALETTE[color], label=label)  # fmt: skip
         starts = {r: starts[r] + times * params[r] / MB for r in ROOMS}
-    saved = [activations[r] / MB for r in ROOMS]
-    axis.barh(ROOMS, saved, left=list(starts.values()), color=style.PALETTE[3], label="activations")
-    axis.set(xlabel=f"MB, {ids_BS.numel():,} tokens")
+    kept = [activations[r] / MB for r in ROOMS]
+    axis.barh(ROOMS, kept, left=list(starts.values()), color=style.PALETTE[3], label="activations")
+    ends = [starts[r] + listed[r] / MB for r in ROOMS]
+    at = range(len(ROOMS))
+    axis.vlines(ends, [y - 0.4 for y in at], [y + 0.4 for y in at], color=style.INK, label="by formula, to here")
+    axis.set(xlabel=f"MB (10⁶ bytes), {ids_BS.numel():,} tokens")
     axis.invert_yaxis()
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = "States and saved activations by room: " + "; ".join(
-    f"{r} {4 * params[r] / MB:.1f} and {activations[r] / MB:.1f} MB" for r in ROOMS
+    f"{r} {4 * params[r] / MB:.1f} and {activations[r] / MB:.1f} MB (by formula {listed[r] / MB:.1f})" for r in ROOMS
 ) + "."  # fmt: skip
 display(fig)
+
+# %% [markdown]
+# No room is as the formula has it, and the errors have either sign. It counts the logits twice, as they are and widened
+# to float32; the loss keeps one tensor of their size. It has no norms of queries and keys, which keep their inputs like
+# any other, where a model has them. The normed input of router and experts is counted where it is saved first, at the
+# router. And between the experts' products it counts all that torch's operations make; a fused kernel keeps a part of
+# that (section 3). Added up, some of it cancels: a sum that comes out right says little about its terms.
 
 # %% [markdown]
 # States stay as they are when the batch grows; activations grow in proportion. From how many tokens on do activations
 # outweigh states, in this model?
 
 # %%
-p_tokens = predict(
-    "10.tokens", "From how many tokens on do its activations outweigh its states?", 100, 20_000, "tokens"
-)
+p_tokens = predict("10.tokens", "Tokens from which on this model's activations outweigh its states?", 0, 6000, "tokens")
 
 # %%
-per_token = sum(activations.values()) / ids_BS.numel()
+per_token = saved / ids_BS.numel()
 p_tokens.against(4 * sum(params.values()) / per_token)
 big = preset("olmoe-1b-7b")
 states = memory.training_memory(big, 1024, 1024).states
@@ -415,17 +443,19 @@ holes = [len(run) for run in "".join("x" if taken is not None else " " for taken
 print(f"free places: {shelf.count(None)}, longest run of them: {max(holes)}, needed: 4")
 with style.use():
     fig, (axis,) = picture.new(size=(9.0, 1.1))
-    for at, owner in enumerate([*shelf, *["new"] * 4]):
+    for at, owner in [*enumerate(shelf), *((at, "new") for at in range(33, 37))]:
         shown = {None: "white", "new": style.LIT}.get(owner, style.PALETTE[0])
         axis.add_patch(Rectangle((at, 0), 0.94, 0.8, facecolor=shown, edgecolor=style.GREY))
-    axis.text(32, 0.9, "asked from the driver", fontsize=9)
-    axis.set(xlim=(-0.2, 40), ylim=(0, 1.2))
+    for color, label in ((style.PALETTE[0], "in use"), ("white", "free"), (style.LIT, "new, asked from the driver")):
+        axis.add_patch(Rectangle((0, 0), 0, 0, facecolor=color, edgecolor=style.GREY, label=label))
+    axis.set(xlim=(-0.2, 37.2), ylim=(0, 0.85))
     axis.set_axis_off()
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
 fig.alt = "A shelf of 32 places, every second pair taken; a tensor of four places stands behind its end."
 display(fig)
 
 # %% [markdown]
-# Sixteen places are free, and four are not to be had. Nobody can move a tensor: its address is in use.
+# Sixteen places are free, and four in a row are not to be had. Nobody can move a tensor: its address is in use.
 
 # %% [markdown]
 # The same on a GPU, in earnest, if there is one: 32 tensors of 32 MiB, every second one freed, then one of 64 MiB.
@@ -433,16 +463,19 @@ display(fig)
 # %%
 if gpu:
     torch.cuda.empty_cache()
-    before = torch.cuda.memory_reserved()
+    before, in_use = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
     held = [torch.empty(32 * 2**20, dtype=torch.uint8, device=device) for _ in range(32)]
     del held[::2]
-    reserved = torch.cuda.memory_reserved()
+    reserved, in_use = torch.cuda.memory_reserved(), torch.cuda.memory_allocated() - in_use
     held.append(torch.empty(64 * 2**20, dtype=torch.uint8, device=device))
     more = (torch.cuda.memory_reserved() - reserved) / 2**20
+    grown = (reserved - before) / 2**20
     said = (
-        f"After freeing, torch holds {(reserved - before) / 2**20:.0f} MiB, of which {16 * 32} are in use; for 64 MiB "
+        f"After freeing, torch holds {grown:.0f} MiB more than before, and {in_use / 2**20:.0f} MiB more are in use; "
     )
-    said += f"it asked the driver for {more:.0f} more."
+    said += f"for 64 MiB it asked the driver for {more:.0f}. "
+    if grown < 1024:
+        said += f"({1024 - grown:.0f} MiB of the 1,024 found room in what it held already.)"
     del held
     torch.cuda.empty_cache()
 else:
@@ -504,9 +537,9 @@ for name, call in {
     "x + 1": lambda x: x + 1, "x²": torch.square, "exp": torch.exp, "tanh": torch.tanh,
     "tanh(tanh)": lambda x: x.tanh().tanh(),
     "softmax": lambda x: x.softmax(-1), "SiLU": F.silu, "SiLU by hand": lambda x: x * x.sigmoid(),
-    "in float64": lambda x: x.double().tanh(),
+    "tanh in float64": lambda x: x.double().tanh(),
 }.items():  # fmt: skip
-    print(f"{name:<13} keeps {saved_bytes(call, x) / x.nbytes:g} × x")
+    print(f"{name:<15} keeps {saved_bytes(call, x) / x.nbytes:g} × x")
 
 # %% [markdown]
 # `F.silu` and `x * x.sigmoid()` are the same function, and one of them keeps a tensor more. Formulas cannot know such
@@ -555,7 +588,7 @@ def swiglu_backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Ten
     """The hidden values of a SwiGLU and its two gradients, from its pre-activation.
 
     Args:
-        grad: the gradient of hidden = SiLU(gate) · up, [..., F]; gate, up: the same shape.
+        grad: ∂L/∂hidden, what comes from above to hidden = SiLU(gate) · up, [..., F]; gate, up: the same shape.
 
     Returns hidden, the gradient of gate and the gradient of up, [..., F] each.
     """
@@ -700,7 +733,7 @@ def checkpoint_peak(layers: int, input_bytes: int, layer_bytes: int, segment: in
 
     Args:
         layers: how many there are.
-        input_bytes: of what goes into a layer, kept for each segment that has not been gone back through.
+        input_bytes: of what goes into a layer; one such input is kept for each segment still waiting.
         layer_bytes: what one layer keeps for its backward pass, its own input included.
         segment: layers that are recomputed together; the last segment has what is left.
 
@@ -869,7 +902,8 @@ class Segment(nn.Module):
 # more: keep everything, but in the memory of the *host*, and fetch it back over the bus.
 
 # %%
-ATTENTION, PRODUCTS = ("_scaled_dot_product",), (*DEAR, "experts", "_scaled_dot_product")
+ATTENTION = ("_scaled_dot_product",)
+PRODUCTS = (*DEAR, *ATTENTION)
 POLICIES = {
     "nothing recomputed": None, "keep products and attention": (1, PRODUCTS), "each block": (1, ()),
     "all blocks at once": (len(model.layers), ()),
@@ -943,13 +977,16 @@ p_full.against(100 * (least[1] / fast[1] - 1))
 # Left is less memory, down is less time. A point with another one to its left *and* below it need not be considered.
 
 # %%
-front = [n for n, (mb, ms) in prices.items() if not any(o[0] < mb and o[1] < ms for o in prices.values())]
+front = [
+    n for n, (mb, ms) in prices.items() if not any(o != (mb, ms) and o[0] <= mb and o[1] <= ms for o in prices.values())
+]
 with style.use():
     fig, (axis,) = picture.new(size=(9.2, 3.6))
     for (name, (mb, ms)), color in zip(prices.items(), style.PALETTE, strict=False):
         look_like = {"color": color, "markerfacecolor": color if name in front else "white", "markersize": 9}
         axis.plot(mb, ms, "o", label=f"{name}: {mb:.0f} MB, {ms:.0f} ms", **look_like)
-    axis.set(xlabel="peak of activations (MB)", ylabel="time of a step (ms)", xlim=(0, None), ylim=(0, None))
+    axis.set(xlabel="peak of activations (MB)", ylabel="time of a step (ms)", ylim=(0, None))
+    axis.set_xlim(0, 1.05 * max(mb for mb, _ in prices.values()))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 told = "; ".join(f"{name} {mb:.1f} MB, {ms:.0f} ms" for name, (mb, ms) in prices.items())
 fig.alt = f"Policies by memory and time on {where}: {told}."
@@ -969,7 +1006,7 @@ display(Markdown(said))
 # inputs that wait count, and longer segments look better than they would in a deeper model.
 
 # %% [markdown]
-# And look at the two selective policies. They keep the dear products, and still need not be quicker than recomputing
+# And look at what keeps products, or attention. They are dear, and still it need not be quicker than recomputing
 # everything: to decide for each operation costs Python, in a small model more than the products.
 
 # %% [markdown]
@@ -1049,7 +1086,7 @@ with style.use():
     axes[0].set(xlabel="key", ylabel="score; line: maximum")
     for i in (0, 1):
         axes[1].plot(range(5, 41, 5), [h[1 + i] for h in history], "o-", label=f"value {i}")
-        axes[1].axhline(exact[i].item(), color=style.PALETTE[i], linestyle=":")
+        axes[1].axhline(exact[i].item(), color=style.PALETTE[i], linestyle=":", label=f"exact value {i}")
     axes[1].set(xlabel="keys taken in", ylabel="out / total")
     axes[1].legend()
 fig.alt = "Left: scores and their running maximum. Right: two running averages that end on the exact ones, dotted."
@@ -1228,10 +1265,11 @@ for length in LENGTHS:
 p_plain.against(peaks["plain"][MOST] / peaks["torch, fused"][MOST])
 
 # %% [markdown]
-# Both axes are logarithmic: a line that rises twice as steeply grows with the square.
+# Both axes are logarithmic: a line that rises twice as steeply grows with the square. Left the peak of forward and
+# backward, right the time of the forward pass.
 
 # %%
-panels = ((peaks, MB, "peak, forward and backward (MB)"), (times, 1e-3, "forward (ms)"))
+panels = ((peaks, MB, "peak (MB)"), (times, 1e-3, "time (ms)"))
 with style.use():
     fig, axes = picture.new(columns=2, size=(9.8, 3.2))
     for axis, (found, unit, label) in zip(axes, panels, strict=True):
@@ -1303,18 +1341,19 @@ for name, rung in LADDER.items():
 # %% [markdown]
 # As a picture: numbers of every magnitude are rounded; how large is the error at worst, as a share of the number? Flat
 # is where a format has all its digits. At the left they fade out, and at 1 the number is gone. A line ends on the right
-# where a format has nothing larger; torch's fp8 e4m3 stays at its largest number there, and is wrong.
+# where a format has nothing larger. fp8 e4m3 has no infinity: torch gives NaN there, or stays at its largest number and
+# is wrong.
 
 # %%
 powers = torch.arange(-50, 24)
-sample = 2.0 ** powers[:, None] * (1 + torch.rand(len(powers), 500, generator=torch.Generator().manual_seed(0)))
+ones = 1 + torch.rand(len(powers), 500, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+sample = 2.0 ** powers[:, None] * ones
 with style.use():
     fig, (axis,) = picture.new(size=(8.4, 3.2))
-    for name, dash in zip(list(LADDER)[1:], ("-", "-", "--", "-", "-"), strict=True):
-        rung = LADDER[name]
-        error = ((rung.round(sample) - sample).abs() / sample).amax(1)
+    for name, rung in LADDER.items():
+        error = ((rung.round(sample.float()) - sample).abs() / sample).amax(1)
         finite = torch.isfinite(error) & (error <= 1) & (error > 0)
-        axis.plot(powers[finite], error[finite].tolist(), dash, label=name)
+        axis.plot(powers[finite], error[finite].tolist(), "--" if name == "float16" else "-", label=name)
     axis.set(yscale="log", xlabel="magnitude, as a power of two", ylabel="largest relative error")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = "Relative rounding error by magnitude: flat for each format within its range, rising to 1 below it."
@@ -1362,7 +1401,7 @@ for name, rung in LADDER.items():
     errors[name] = 100 * ((rounded - exact).norm() / exact.norm()).item()
     torch.set_float32_matmul_precision("high" if name == "tf32" else "highest")
     if (call := product(name)) is not None:
-        rates[name] = 2 * n**3 / measure.timing(call, device).median / 1e9
+        rates[name] = 2 * n**3 / measure.timing(call, device).median / (1e12 if gpu else 1e9)
     torch.set_float32_matmul_precision("highest")
 p_product.against(errors["bfloat16"])
 
@@ -1376,7 +1415,9 @@ with style.use():
     axes[0].barh(list(errors), list(errors.values()), color=style.PALETTE[1])
     axes[0].set(xscale="log", xlabel="relative error of the product (%)")
     axes[1].barh(list(errors), [rates.get(name, 0) for name in errors], color=style.PALETTE[0])
-    axes[1].set(xlabel=f"10⁹ FLOP/s on {where}", yticklabels=[], xlim=(0, 1.25 * max(rates.values())))
+    axes[1].set(
+        xlabel=f"{'10¹²' if gpu else '10⁹'} FLOP/s on {where}", yticklabels=[], xlim=(0, 1.25 * max(rates.values()))
+    )
     told = {name: f"{rates[name]:,.4g}" if name in rates else "not here" for name in errors}
     for row, (name, text) in enumerate(told.items()):
         axes[1].text(rates.get(name, 0), row, f" {text}", va="center", fontsize=9)
@@ -1467,7 +1508,7 @@ p_lost.against(100 * stays.float().mean().item())
 
 # %% exercise="10.stochastic_round"
 def stochastic_round(x: Tensor, noise: Tensor) -> Tensor:
-    """Round to bfloat16, away from zero as often as the value is near to the neighbour there.
+    """Round to a neighbour in bfloat16: to the one further from zero as often as the value is near to it.
 
     Args:
         x: float32, any shape; finite or infinite, far from bfloat16's largest number.
@@ -1517,10 +1558,10 @@ display(fig)
 # ### Gradients in float16
 #
 # float16 has digits enough and no range. Below 6·10⁻⁸ there is nothing, and gradients are small. Here are those of our
-# model for one batch, in float32. How many of them would be zero in float16?
+# model for one batch, in float32. How many of those that are not zero would be zero in float16?
 
 # %%
-p_zero = predict("10.zero", "Share of the model's gradients that become zero in float16?", 0, 100, "%")
+p_zero = predict("10.zero", "Share of the model's gradients that become zero in float16?", 0, 20, "%", step=0.1)
 
 # %%
 model.zero_grad()
@@ -1546,12 +1587,13 @@ p_zero.against(lost(1)[0])
 # %%
 with style.use():
     fig, (axis,) = picture.new(size=(7.8, 2.9))
-    counts, powers = torch.histc(grads[::8].abs().log2(), 80, -60, 20), torch.arange(-60, 20)
+    sizes, powers = grads[::8].abs().log2(), torch.arange(-60, 20)
+    counts = 100 * torch.histc(sizes, 80, -60, 20) / len(sizes)
     axis.bar(powers, counts, 1.0, align="edge", color=style.GREY, label="gradients")
     axis.step(powers + 16, counts, where="post", color=style.PALETTE[0], label="× 2¹⁶")
     axis.axvspan(-60, -25, color=style.LIT, alpha=0.15, label="zero in float16")
     axis.axvline(16, color=style.LIT, linestyle=":", label="infinite from here")
-    axis.set(xlabel="magnitude, as a power of two", ylabel="gradients", yticks=[], xlim=(-60, 20))
+    axis.set(xlabel="magnitude, as a power of two", ylabel="share of gradients (%)", xlim=(-60, 20))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 scales = {f"2^{power}": lost(2.0**power) for power in (0, 8, 16, 24)}
 fig.alt = "Gradients by magnitude; zero and infinite in float16: " + "; ".join(
@@ -1637,7 +1679,7 @@ def go_on(net, steps, rate, form, seed):
 # With weights kept in bfloat16 and rounded to nearest, how far from float32 does the run end?
 
 # %%
-p_train = predict("10.train", "Weights in bfloat16, nearest: held-out loss minus float32's?", -0.1, 0.2, "nats")
+p_train = predict("10.train", "Weights in bfloat16, nearest: loss minus float32's?", -0.01, 0.05, "nats", step=0.001)
 
 # %%
 net = Transformer(small).to(device)
@@ -1646,7 +1688,7 @@ began = go_on(net, START, 3e-3 if gpu else 8e-3, FORMATS["float32"], seed)
 start = {name: value.clone() for name, value in net.state_dict().items()}
 ends = {name: [] for name in FORMATS}
 for name, form in FORMATS.items():
-    for other in (1, 2, 3):
+    for other in (1, 2, 3) if gpu else (1, 2):
         net.load_state_dict(start)
         ends[name].append(go_on(net, STEPS, 3e-4, form, seed + other))
 apart = {name: [e - f for e, f in zip(found, ends["float32"], strict=True)] for name, found in ends.items()}
@@ -1833,7 +1875,8 @@ entries = [
 ]
 
 # %% [markdown]
-# Beside the bounds; the first bar is the formula's, in its parts.
+# Beside the bounds. The first bar is the formula's, in its parts; what is estimated reaches from one end of its
+# interval to the other.
 
 # %%
 stack = {"weights": step.weights, "gradients": step.gradients, "master copy": step.master}
@@ -1845,7 +1888,11 @@ with style.use():
         axis.barh("by formula, to train", size / GB, left=start, color=style.PALETTE[color], label=name)
         start += size / GB
     for entry, label in zip(entries[1:], ("to train", "to serve"), strict=True):
-        axis.barh(f"{'estimated' if entry.estimated else 'measured'}, {label}", entry.value, color=style.PALETTE[6])
+        row = f"{'estimated' if entry.estimated else 'measured'}, {label}"
+        axis.barh(row, entry.low, color=style.PALETTE[6])
+        axis.barh(row, entry.high - entry.low, left=entry.low, color=style.GREY)
+        found = f"{entry.low:.1f} to {entry.high:.1f}" if entry.estimated else f"{entry.value:.1f}"
+        axis.text(entry.high + 3, row, f"{found} GB", va="center", fontsize=9, backgroundcolor="white")
     for bound, text, side in ((16, "16 GB", "right"), (32, "2 × T4", "left"), (320, "4 × A100", "right")):
         axis.axvline(bound, color=style.INK, linestyle="--", linewidth=1)
         axis.text(bound, 1.03, f" {text} ", transform=axis.get_xaxis_transform(), ha=side, fontsize=9)

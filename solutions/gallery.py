@@ -13,7 +13,7 @@
 # %% [markdown]
 # # Gallery: routing that can be seen and touched
 #
-# Eight views of the same record. A router decides for every token, in every layer; `labkit.nn.trace` writes down what
+# Nine views of the same record. A router decides for every token, in every layer; `labkit.nn.trace` writes down what
 # it decided, for a model of ours or for any mixture of experts in `transformers`, and each view below reads that record
 # and nothing else. So whatever you see here on two tiny models, you can see on a model of your own with the same line.
 #
@@ -321,6 +321,20 @@ without = {e: trace(their_model, labelled(watched), tokenizer=tokenizer, ablate=
 display(show.ablation(theirs, without, layer=1))
 
 # %% [markdown]
+# ## 9 · Tiles of a kernel
+#
+# What a GPU kernel makes of the same counts (lab 09). It computes each expert's rows in tiles of a fixed height; where
+# an expert's rows do not fill its last tile, the rest is computed for nothing. **Move the slider** to another height,
+# pick an expert with the arrow keys: empty rows on the one side, weights read again for every tile on the other.
+
+# %%
+cut = show.tiles(mine[1], block_m=16)
+display(cut)
+
+# %%
+display(show.tiles(theirs[1]))
+
+# %% [markdown]
 # ## What the kernel knows
 #
 # Every view keeps what you picked. Touch some of them, then run this cell again.
@@ -331,6 +345,7 @@ print(f"flow:     factor {flow.capacity_factor}, {flow.drop_rate:.1%} of the cho
 print("lift:     brushed", lift.brush, {name: f"{share.share:.1%}" for name, share in lift.brushed.items()})
 heirs = {expert: f"{share:.0%}" for expert, share in list(worth.heirs.items())[:3]}
 print(f"ablation: expert {worth.expert} costs {worth.effect['all tokens'].change:+.3f} nats a byte; heirs:", heirs)
+print(f"tiles:    {cut.block_m} rows each, {cut.tiling.tiles} of them, {cut.tiling.padding} rows empty")
 
 # %% [markdown]
 # ## A real model

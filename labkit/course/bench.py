@@ -66,6 +66,8 @@ def bench(
     where, kind = settle(device, dtype)
     names = [name.strip() for name in shapes.split(",") if name.strip()]
     chosen = sizes.choose(subjects or [], names, shape or [], tiny=tiny or where.type == "cpu")
+    from labkit.show import benchmark  # noqa: F401  before the peers: one (CuTe-DSL) breaks matplotlib's first import
+
     found, failed = load(peers or [], home)
     usual, repeats = ROUNDS[where.type]
     plan = home.Plan(

@@ -65,6 +65,34 @@ def input_gradient(answer: Callable[..., Tensor], x: Tensor, *others: Any) -> Te
     return x.grad
 
 
+class OtherDevice(RuntimeError):
+    """An answer made a tensor where its arguments are not."""
+
+
+def on_another_device(answer: Callable[..., Any], *args: Any) -> Any:
+    """What an answer returns where the default device is not that of its tensors: for `Case.through`.
+
+    It stands for a GPU: what is made without `device=` has no memory here. What an answer moves to its arguments'
+    device on purpose is right there and cannot be moved here; such an answer is called as it is.
+
+    Raises OtherDevice when an answer mixes both, or returns what is elsewhere.
+    """
+    device = next(arg.device for arg in args if isinstance(arg, Tensor))
+    try:
+        with torch.device("meta"):
+            found = answer(*args)
+    except Exception as error:
+        if "Cannot copy out of meta" in str(error):
+            return answer(*args)
+        if "meta" not in str(error).lower():
+            raise
+        raise OtherDevice("a tensor was made on the default device, and the arguments are on another") from None
+    parts = found if isinstance(found, (list, tuple)) else (found,)
+    if any(isinstance(part, Tensor) and part.device != device for part in parts):
+        raise OtherDevice("the result is on the default device, and the arguments are on another")
+    return found
+
+
 @dataclass(frozen=True)
 class Rotary:
     """Rotary positions, first half of a head against the second: `rotate(x_BHSd, positions_BS)` (lab 05)."""

@@ -82,8 +82,9 @@ def launch(kernel: Any, *args: Any, grid: tuple[int, ...], constants: Mapping[st
             kernel[grid](*given, **constants)
             touched.look()
     except Exception as error:  # the interpreter wraps what a kernel raises
-        inner = error.__cause__ if type(error).__name__ == "InterpreterError" and error.__cause__ else error
-        raise inner from None
+        while type(error).__name__ == "InterpreterError" and error.__cause__:  # once for every kernel that it calls
+            error = error.__cause__
+        raise error from None
     if said := touched.words():
         raise OutOfBounds(said)
     for arg, buffer in zip(args, made, strict=True):

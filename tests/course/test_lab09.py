@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from labkit.course import labs
+from labkit.course.given import OtherDevice, on_another_device
 from labkit.course.labs import _09_cases as inputs
 from labkit.kernels import guard, interpreter, permute
 from labkit.kernels.grouped_mm import gate_up, neighbours, rows_times
@@ -180,6 +181,40 @@ def test_kernels_that_no_mistake_is_like():
     exercise = EXERCISES["weight_gradient"]
     assert exercise.test(stub, (0,)).status == "blank"
     assert exercise.test(one_program_only, (0,)).diagnosis == "not_all_written"
+
+
+def test_counts_elsewhere_are_judged_by_what_an_answer_makes():
+    """Made on the default device: wrong there. Moved on purpose, or not asked: right. Blank stays blank."""
+    exercise = EXERCISES["tile_map"]
+    (case,) = (case for case in exercise.cases(0) if case.through)
+    counts, block_m = case.args
+
+    def moved(counts, block_m):
+        zero = torch.zeros(1, dtype=torch.int64).to(counts.device)
+        return tuple(part + zero for part in exercise.reference(counts, block_m))
+
+    def stays(counts, block_m):
+        return tuple(torch.tensor(part.tolist(), dtype=part.dtype) for part in exercise.reference(counts, block_m))
+
+    def mixes(counts, block_m):
+        return exercise.reference(counts + torch.zeros(1, dtype=torch.int64), block_m)
+
+    right = exercise.reference(counts, block_m)
+    assert all(torch.equal(a, b) for a, b in zip(on_another_device(moved, counts, block_m), right, strict=True))
+    for answer in (stays, mixes):
+        with pytest.raises(OtherDevice):
+            on_another_device(answer, counts, block_m)
+        assert exercise.test(answer, (0,)).diagnosis == "other_device"
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_one_case_has_blocks_of_three_sizes(name):
+    """Or a kernel that takes one for another would pass."""
+    (case,) = (case for case in EXERCISES[name].cases(0) if case.label == inputs.THREE)
+    blocks = {size for constant, size in case.kwargs["constants"].items() if constant.startswith("BLOCK")}
+    assert len(blocks) == 3
+    found = guard.launch(PART[name], *case.args, **case.kwargs)
+    assert not any(part.isnan().any() for part in (found if isinstance(found, tuple) else (found,)))
 
 
 def test_drawn_tokens_are_never_in_the_order_of_rows():

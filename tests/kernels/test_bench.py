@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from labkit.core.runtime import Unavailable
 from labkit.kernels import bench, reference
-from labkit.kernels.bench import attention, moe, peers, rounds, shapes, topk
+from labkit.kernels.bench import attention, moe, peers, rounds, run, shapes, topk
 from labkit.kernels.bench.calls import BOTH, FORWARD, GRAPH, timed
 from labkit.kernels.bench.error import relative
 from labkit.kernels.bench.plan import settle
@@ -309,6 +309,38 @@ def test_graphs_are_refused_by_who_waits_for_the_device():
     case = replace(moe.draw(MOE, torch.float32, CPU, 0), device=torch.device("cuda"))
     with pytest.raises(Unavailable, match="waits for the device"):
         timed(bench.Call(lambda: case.x_TD, graphs=False), case, GRAPH)
+
+
+def test_who_breaks_the_device_is_named_wherever_nothing_could_be_measured_after_it(file, monkeypatch):
+    found, failed = peers.load([file], bench)
+    name = next(iter(found))
+    broken = []
+
+    def settle(device):  # as after an illegal address: every wait fails from then on
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    stand = run._stand
+
+    def watched(plan, who, *rest):
+        if who == name:
+            broken.append(who)
+        return stand(plan, who, *rest)
+
+    monkeypatch.setattr(run, "_settle", settle)
+    monkeypatch.setattr(run, "_stand", watched)
+    chosen = {"moe": [MOE, replace(MOE, name="next")]}
+    said = []
+    results = list(bench.measure(plan(chosen, direction="forward", peers=found, failed=failed), said.append))
+    assert [result.shape["name"] for result in results] == ["small", "next"]
+    assert len(said) == 1
+    for result in results:
+        assert not result.measured
+        (why,) = {each.reason for each in result.absent if each.name in BUILT_IN}
+        assert why.startswith(
+            f"nothing could be measured: {name} broke the device; leave it out with --without {name!r}"
+        )
+        assert "illegal memory access" in why
 
 
 def test_everyone_built_in_is_right():

@@ -41,6 +41,21 @@ def stub(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def inner(x):
+    return x.nothing
+
+
+@triton.jit
+def middle(x):
+    return inner(x)
+
+
+@triton.jit
+def outer(x_ptr, out_ptr, n, BLOCK: tl.constexpr):
+    tl.store(out_ptr, middle(tl.load(x_ptr)))
+
+
+@triton.jit
 def rows(x_ptr, out_ptr, stride, width, MORE: tl.constexpr, BLOCK: tl.constexpr):
     at = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + tl.program_id(0) * stride + at, mask=at < width + MORE)
@@ -122,6 +137,12 @@ def test_an_error_inside_comes_out_as_itself():
     with pytest.raises(Exception, match="BLOCK") as caught:
         launch(spoil, torch.zeros(3), Out((3,)), 3, grid=(1,), constants={})
     assert type(caught.value).__name__ != "InterpreterError"
+
+
+@interpreted
+def test_an_error_comes_out_of_kernels_that_call_kernels():
+    with pytest.raises(AttributeError, match="nothing"):
+        launch(outer, torch.zeros(3), Out((3,)), 3, grid=(1,), constants={"BLOCK": 4})
 
 
 def test_cases_of_outputs_can_be_copied_and_sent():

@@ -1,5 +1,10 @@
-"""Answers to lab 10 as learners might write them: wrong ones with the mistake to be found, and right ones."""
+"""Answers to lab 10 as learners might write them: wrong ones with the mistake to be found, and right ones.
 
+Most wrong ones differ in a place or two from a right answer written differently, and are made from it.
+"""
+
+import inspect
+import linecache
 import math
 
 import torch
@@ -8,135 +13,83 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from labkit.kernels.language import tl, triton
 
+
+def wrong(answer, mistakes):
+    """Near misses of a right answer: for each mistake, what is written where something else belongs."""
+    return [(edited(answer, mistake, edits), mistake) for mistake, edits in mistakes.items()]
+
+
+def edited(answer, mistake, edits):
+    """The answer with other words in it; a kernel stays a kernel, whose source can be read."""
+    function = getattr(answer, "fn", answer)
+    source, scope = inspect.getsource(function), dict(globals())
+    for old, new in edits.items():
+        assert old in source, f"{mistake}: there is no {old!r}"
+        source = source.replace(old, new)
+    file = f"<{function.__name__}: {mistake}>"
+    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
+    exec(compile(source, file, "exec"), scope)
+    return scope[function.__name__]
+
+
 # ------------------------------------------------------------------------------------------------------- saved_bytes
 
 
-def saved_sum_of_tensors(call, *inputs):
-    mine, total = [x.untyped_storage().data_ptr() for x in inputs], [0]
-
-    def pack(x):
-        if x.untyped_storage().data_ptr() not in mine:
-            total[0] += x.nbytes
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        call(*inputs)
-    return total[0]
+def place(x):
+    return x.untyped_storage().data_ptr()
 
 
-def saved_with_the_inputs(call, *inputs):
-    sizes = {}
-
-    def pack(x):
-        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        call(*inputs)
-    return sum(sizes.values())
+def kept_by(node):
+    names = [name for name in dir(node) if name.startswith("_saved_")]
+    return [x for name in names if isinstance(x := getattr(node, name), torch.Tensor)]
 
 
-def saved_by_identity(call, *inputs):
-    mine, sizes = {id(x) for x in inputs}, {}
-
-    def pack(x):
-        if id(x) not in mine:
-            sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        call(*inputs)
-    return sum(sizes.values())
-
-
-def saved_size_of_view(call, *inputs):
-    mine, kept = {x.untyped_storage().data_ptr() for x in inputs}, {}
-
-    def pack(x):
-        address = x.untyped_storage().data_ptr()
-        if address not in mine:
-            kept[address] = x.numel() * x.element_size()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        call(*inputs)
-    return sum(kept.values())
-
-
-def saved_numbers(call, *inputs):
-    mine, kept = {x.untyped_storage().data_ptr() for x in inputs}, {}
-
-    def pack(x):
-        address = x.untyped_storage().data_ptr()
-        if address not in mine:
-            kept[address] = len(x.untyped_storage()) // x.element_size()
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        call(*inputs)
-    return sum(kept.values())
-
-
-def saved_without_a_graph(call, *inputs):
-    kept = []
-    with torch.no_grad(), saved_tensors_hooks(lambda x: kept.append(x) or x, lambda x: x):
-        call(*inputs)
-    return sum(x.nbytes for x in kept)
-
-
-def saved_output_only(call, *inputs):
-    return call(*inputs).nbytes
-
-
-def saved_in_a_list(call, *inputs):
-    """Holds the storages themselves and compares by address at the end."""
-    storages = []
-    with saved_tensors_hooks(lambda x: storages.append(x.untyped_storage()) or x, lambda x: x):
+def saved(call, *inputs):
+    """Holds all that is saved, and tells storages apart at the end."""
+    given, found = {place(x) for x in inputs}, []
+    with saved_tensors_hooks(lambda x: found.append(x) or x, lambda x: x):
         result = call(*inputs)
-    found = {s.data_ptr(): s.nbytes() for s in storages}
-    for x in inputs:
-        found.pop(x.untyped_storage().data_ptr(), None)
-    return sum(found.values()) if result is not None else 0
+    kept = {place(x): x.untyped_storage().nbytes() for x in found if place(x) not in given}
+    return sum(kept.values()) if result is not None else 0
 
+
+SAVED = {
+    "each_view": {"place(x): x.untyped_storage().nbytes() for x in found": "n: x.nbytes for n, x in enumerate(found)"},
+    "inputs_counted": {" if place(x) not in given": ""},
+    "same_object_only": {"place(x) not in given": "all(x is not y for y in inputs)"},
+    "view_for_storage": {"x.untyped_storage().nbytes()": "x.nbytes"},
+    "elements": {"x.untyped_storage().nbytes()": "x.untyped_storage().nbytes() // x.element_size()"},
+    "nothing_recorded": {"with saved": "with torch.no_grad(), saved"},
+    "the_result": {"sum(kept.values())": "result.nbytes"},
+    "one_node": {"in found": "in kept_by(result.grad_fn)"},
+    "result_left_out": {"sum(kept.values())": "sum(size for at, size in kept.items() if at != place(result))"},
+    "result_counted": {"sum(kept": "sum({**kept, place(result): result.untyped_storage().nbytes()}"},
+    "those_with_gradient_skipped": {"place(x) not in given": "not x.requires_grad"},
+    "frozen_inputs_counted": {"for x in inputs": "for x in inputs if x.requires_grad"},
+}
 
 # --------------------------------------------------------------------------------------------------- checkpoint_peak
 
 
-def peak_every_input(layers, input_bytes, layer_bytes, segment):
+def peak(layers, input_bytes, layer_bytes, segment):
     if segment <= 0:
         raise ValueError(segment)
-    return math.ceil(layers / segment) * input_bytes + min(layers, segment) * layer_bytes
+    sizes = [min(segment, layers - start) for start in range(0, layers, segment)]
+    return max(n * input_bytes + size * layer_bytes for n, size in enumerate(sizes))
 
 
-def peak_of_the_last(layers, input_bytes, layer_bytes, segment):
-    if segment <= 0:
-        raise ValueError(segment)
-    before = math.ceil(layers / segment) - 1
-    return before * input_bytes + (layers - before * segment) * layer_bytes
-
-
-def peak_with_its_own(layers, input_bytes, layer_bytes, segment):
-    if segment <= 0:
-        raise ValueError(segment)
-    most = 0
-    for start in range(0, layers, segment):
-        size = min(start + segment, layers) - start
-        most = max(most, (start // segment + 1) * input_bytes + size * layer_bytes)
-    return most
-
-
-def peak_waiting_inputs_free(layers, input_bytes, layer_bytes, segment):
-    if segment <= 0:
-        raise ValueError(segment)
-    return layer_bytes * min(layers, segment)
-
-
-def peak_without_a_word(layers, input_bytes, layer_bytes, segment):
-    segment = segment or 1
-    best = 0
-    for start in range(0, layers, segment):
-        best = max(best, start // segment * input_bytes + (min(start + segment, layers) - start) * layer_bytes)
-    return best
+PEAK = {
+    "all_inputs": {"n * input": "len(sizes) * input"},
+    "last_segment_only": {"enumerate(sizes)": "[(len(sizes) - 1, sizes[-1])]"},
+    "own_input_twice": {"n * input": "(n + 1) * input"},
+    "no_inputs": {"n * input_bytes + ": ""},
+    "accepts_no_layers": {"if segment <= 0:\n        raise ValueError(segment)": "segment = segment or 1"},
+    "last_is_full": {"n * input": "(len(sizes) - 1 - n) * input"},
+    "waits_by_layer": {"n * input": "n * segment * input"},
+    "inputs_of_layers_twice": {"n * input": "(n + size) * input"},
+    "one_layer_only": {"size * layer": "layer"},
+    "sum": {"max(": "sum("},
+}
 
 
 def peak_step_by_step(layers, input_bytes, layer_bytes, segment):
@@ -154,33 +107,28 @@ def peak_step_by_step(layers, input_bytes, layer_bytes, segment):
 # --------------------------------------------------------------------------------------------------- swiglu_backward
 
 
-def swiglu_sigmoid_slope(grad, gate, up):
-    s = gate.sigmoid()
-    return F.silu(gate) * up, grad * up * s * (1 - s), grad * F.silu(gate)
-
-
-def swiglu_frozen_sigmoid(grad, gate, up):
-    return F.silu(gate) * up, grad * up * torch.sigmoid(gate), grad * F.silu(gate)
-
-
-def swiglu_without_up(grad, gate, up):
-    s = 1 / (1 + torch.exp(-gate))
-    return gate * s * up, grad * (s + gate * s * (1 - s)), grad * gate * s
-
-
-def swiglu_mixed_up(grad, gate, up):
+def swiglu(grad, gate, up):
     s = torch.sigmoid(gate)
-    return gate * s * up, grad * gate * s, grad * up * (s + gate * s * (1 - s))
+    slope = s + gate * s * (1 - s)
+    return gate * s * up, grad * up * slope, grad * gate * s
 
 
-def swiglu_of_ones(grad, gate, up):
-    s = torch.sigmoid(gate)
-    return gate * s * up, up * (s + gate * s * (1 - s)), gate * s
-
-
-def swiglu_order(grad, gate, up):
-    s = torch.sigmoid(gate)
-    return grad * up * (s + gate * s * (1 - s)), grad * gate * s, gate * s * up
+SWIGLU = {
+    "slope_of_sigmoid": {"s + gate * s * (1 - s)": "s * (1 - s)"},
+    "sigmoid_taken_as_constant": {"s + gate * s * (1 - s)": "s"},
+    "up_forgotten": {"grad * up * slope": "grad * slope"},
+    "swapped": {"grad * up * slope, grad * gate * s": "grad * gate * s, grad * up * slope"},
+    "upstream_ignored": {"grad * ": ""},
+    "hidden_last": {"return gate * s * up, ": "return ", "grad * gate * s": "grad * gate * s, gate * s * up"},
+    "overflow": {"torch.sigmoid(gate)": "torch.exp(gate) / (torch.exp(gate) + 1)"},
+    "silu_for_slope": {"up * slope": "up * gate * s"},
+    "slope_for_silu": {"grad * gate * s": "grad * slope"},
+    "wrong_sign": {"s + gate": "s - gate"},
+    "hidden_times_grad": {"return gate": "return grad * gate"},
+    "hidden_of_sigmoid": {"return gate * s": "return s"},
+    "upstream_not_in_gate": {"grad * up": "up"},
+    "upstream_not_in_up": {"grad * gate": "gate"},
+}
 
 
 def swiglu_by_autograd(grad, gate, up):
@@ -193,48 +141,44 @@ def swiglu_by_autograd(grad, gate, up):
 # ------------------------------------------------------------------------------------------------------------ absorb
 
 
-def _lowered(scores, top):
+def lowered(scores, top):
     return torch.exp(scores - torch.where(top == -math.inf, torch.zeros_like(top), top).unsqueeze(-1))
 
 
-def absorb_values_stay(top, total, out, scores, values):
+def absorb(top, total, out, scores, values):
     new = torch.maximum(top, scores.max(-1).values)
-    p, factor = _lowered(scores, new), _lowered(top[:, None], new)[:, 0]
-    return new, total * factor + p.sum(-1), out + p @ values
+    p, less = lowered(scores, new), lowered(top[:, None], new)
+    total = total * less[:, 0] + p.sum(-1)
+    out = out * less + p @ values
+    return new, total, out
 
 
-def absorb_sum_stays(top, total, out, scores, values):
-    new = torch.maximum(top, scores.max(-1).values)
-    p, factor = _lowered(scores, new), _lowered(top[:, None], new)
-    return new, total + p.sum(-1), out * factor + p @ values
-
-
-def absorb_nan(top, total, out, scores, values):
-    new = torch.maximum(top, scores.max(-1).values)
-    p, factor = torch.exp(scores - new[:, None]), torch.exp(top - new)
-    return new, total * factor + p.sum(-1), out * factor[:, None] + p @ values
-
-
-def absorb_averages(top, total, out, scores, values):
-    new = torch.maximum(top, scores.max(-1).values)
-    p, factor = _lowered(scores, new), _lowered(top[:, None], new)
-    total = total * factor[:, 0] + p.sum(-1)
-    return new, total, (out * factor + p @ values) / total[:, None]
-
-
-def absorb_plain_exponentials(top, total, out, scores, values):
-    p = scores.exp()
-    return (
-        torch.maximum(top, scores.max(-1).values),
-        total * top.exp() + p.sum(-1),
-        out * top.exp()[:, None] + p @ values,
-    )
-
-
-def absorb_old_maximum_back(top, total, out, scores, values):
-    new = torch.maximum(top, scores.max(-1).values)
-    p, factor = _lowered(scores, new), _lowered(top[:, None], new)
-    return top, total * factor[:, 0] + p.sum(-1), out * factor + p @ values
+ABSORB = {
+    "out_not_shrunk": {"out * less": "out"},
+    "total_not_shrunk": {"total * less[:, 0]": "total"},
+    "neither_shrunk": {"out * less": "out", "total * less[:, 0]": "total"},
+    "new_shrunk_too": {
+        "total * less[:, 0] + p.sum(-1)": "(total + p.sum(-1)) * less[:, 0]",
+        "out * less + p @ values": "(out + p @ values) * less",
+    },
+    "nothing_minus_nothing": {
+        "lowered(scores, new)": "(scores - new[:, None]).exp()",
+        "lowered(top[:, None], new)": "(top - new)[:, None].exp()",
+    },
+    "already_divided": {"total, out\n": "total, out / total[:, None]\n"},
+    "maximum_not_kept": {"return new": "return top"},
+    "softmax_of_the_block": {"lowered(scores, new)": "scores.softmax(-1).nan_to_num()"},
+    "large_for_infinite": {
+        "new = torch.maximum(top": "scores = scores.clamp(min=-1e9)\n    new = torch.maximum(top.clamp(min=-1e9)",
+    },
+    "global_max": {"scores.max(-1).values": "scores.max()"},
+    "returns_finite": {"return new": "return new.nan_to_num(neginf=0.0)"},
+    "total_all": {"p.sum(-1)": "p.sum()"},
+    "of_the_block": {"lowered(scores, new)": "lowered(scores, scores.max(-1).values)"},
+    "of_the_old": {"lowered(scores, new)": "lowered(scores, top)"},
+    "no_exponential": {"lowered(top[:, None], new)": "(top - new).nan_to_num(0.0, neginf=0.0)[:, None]"},
+    "scores_for_powers": {"p @ values": "scores @ values"},
+}
 
 
 def absorb_key_by_key(top, total, out, scores, values):
@@ -257,150 +201,63 @@ def absorb_key_by_key(top, total, out, scores, values):
 
 
 @triton.jit
-def _scores(q, k_ptr, key, K, scale, D: tl.constexpr):
+def flash(
+    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
+    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Walks over all keys, causal or not."""
+    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
+    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
+    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_S], tl.float32)
+    out = tl.zeros([BLOCK_S, D], tl.float32)
+    for first in range(0, K, BLOCK_K):
+        key = first + tl.arange(0, BLOCK_K)
+        k = tl.load(k_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
+        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
+        seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
+        x = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        x = tl.where(seen, x, float("-inf"))
+        new = tl.maximum(top, tl.max(x, 1))
+        p, less = tl.exp(x - new[:, None]), tl.exp(top - new)
+        total = total * less + tl.sum(p, 1)
+        out = out * less[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
+        top = new
+    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
+
+
+FLASH = {
+    "out_not_shrunk": {"out * less[:, None]": "out"},
+    "neither_shrunk": {"out * less[:, None]": "out", "total * less": "total"},
+    "padding_counts": {"(key < K)[None, :] & ": ""},
+    "not_causal": {" & ((key[None, :] <= row[:, None]) | (not CAUSAL))": ""},
+    "maximum_forgotten": {"        top = new\n": ""},
+    "reads_beyond": {", (key < K)[:, None], other=0.0": ""},
+    "powers_stay_wide": {"p.to(v.dtype)": "p"},
+    "no_maximum": {"tl.maximum(top, tl.max(x, 1))": "tl.zeros([BLOCK_S], tl.float32)"},
+    "block_maximum": {"tl.maximum(top, tl.max(x, 1))": "tl.max(x, 1)"},
+    "top_begins_at_zero": {'tl.full([BLOCK_S], float("-inf"), tl.float32)': "tl.zeros([BLOCK_S], tl.float32)"},
+    "masked_after_the_maximum": {
+        'tl.where(seen, x, float("-inf"))': "x",
+        "tl.exp(x - new[:, None])": "tl.where(seen, tl.exp(x - new[:, None]), 0.0)",
+    },
+    "other_tile": {"range(0, K, BLOCK_K)": "range(0, K, BLOCK_S)"},
+    "divided_by_scale": {"* scale": "/ scale"},
+    "powers_of_two": {"tl.exp(": "tl.exp2("},
+    "not_transposed": {"tl.trans(k)": "k"},
+    "columns_shrunk": {"less[:, None]": "less"},
+    "sums_of_columns": {"tl.sum(p, 1)": "tl.sum(p, 0)"},
+    "first_tile_only": {"key = first + ": "key = "},
+    "loop_to_S": {"range(0, K,": "range(0, S,"},
+    "keys_by_S": {"(key < K)[None": "(key < S)[None"},
+}
+
+
+@triton.jit
+def scored(q, k_ptr, key, K, scale, D: tl.constexpr):
     d = tl.arange(0, D)
     k = tl.load(k_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
     return tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-
-
-@triton.jit
-def flash_values_stay(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    for first in range(0, K, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
-        x = tl.where(seen, _scores(q, k_ptr, key, K, scale, D), float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p = tl.exp(x - new[:, None])
-        total = total * tl.exp(top - new) + tl.sum(p, 1)
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
-        out += tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = new
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
-
-
-@triton.jit
-def flash_zeros_take_part(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    for first in range(0, K, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        x = _scores(q, k_ptr, key, K, scale, D)
-        if CAUSAL:
-            x = tl.where(key[None, :] <= row[:, None], x, float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p, less = tl.exp(x - new[:, None]), tl.exp(top - new)
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
-        total = total * less + tl.sum(p, 1)
-        out = out * less[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = new
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
-
-
-@triton.jit
-def flash_sees_everything(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    last = tl.minimum(K, (tl.program_id(0) + 1) * BLOCK_S) if CAUSAL else K
-    for first in range(0, last, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        x = tl.where((key < K)[None, :], _scores(q, k_ptr, key, K, scale, D), float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p, less = tl.exp(x - new[:, None]), tl.exp(top - new)
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
-        total = total * less + tl.sum(p, 1)
-        out = out * less[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = new
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
-
-
-@triton.jit
-def flash_one_tile_of_keys(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """The softmax of each tile, one after the other: the last one stays."""
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    for first in range(0, tl.minimum(K, (tl.program_id(0) + 1) * BLOCK_S) if CAUSAL else K, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        seen = (key < K)[None, :]
-        if CAUSAL:
-            seen = seen & (key[None, :] <= row[:, None])
-        x = tl.where(seen, _scores(q, k_ptr, key, K, scale, D), float("-inf"))
-        p = tl.exp(x - tl.max(x, 1)[:, None])
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
-        total = tl.sum(p, 1)
-        out = tl.dot(p.to(v.dtype), v, input_precision="ieee")
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
-
-
-@triton.jit
-def flash_loads_without_masks(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    for first in range(0, K, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        k = tl.load(k_ptr + key[:, None] * D + d[None, :])
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :])
-        seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
-        x = tl.where(seen, tl.dot(q, tl.trans(k), input_precision="ieee") * scale, float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p, less = tl.exp(x - new[:, None]), tl.exp(top - new)
-        total = total * less + tl.sum(p, 1)
-        out = out * less[:, None] + tl.dot(p.to(v.dtype), v, input_precision="ieee")
-        top = new
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
-
-
-@triton.jit
-def flash_for_float32_only(
-    q_ptr, k_ptr, v_ptr, out_ptr, S, K, scale,
-    CAUSAL: tl.constexpr, D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    d, row = tl.arange(0, D), tl.program_id(0) * BLOCK_S + tl.arange(0, BLOCK_S)
-    q = tl.load(q_ptr + row[:, None] * D + d[None, :], (row < S)[:, None], other=0.0)
-    top = tl.full([BLOCK_S], float("-inf"), tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
-    out = tl.zeros([BLOCK_S, D], tl.float32)
-    for first in range(0, K, BLOCK_K):
-        key = first + tl.arange(0, BLOCK_K)
-        seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
-        x = tl.where(seen, _scores(q, k_ptr, key, K, scale, D), float("-inf"))
-        new = tl.maximum(top, tl.max(x, 1))
-        p, less = tl.exp(x - new[:, None]), tl.exp(top - new)
-        v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
-        total = total * less + tl.sum(p, 1)
-        out = out * less[:, None] + tl.dot(p, v, input_precision="ieee")
-        top = new
-    tl.store(out_ptr + row[:, None] * D + d[None, :], out / total[:, None], (row < S)[:, None])
 
 
 @triton.jit
@@ -415,13 +272,13 @@ def flash_in_two_passes(
     for first in range(0, K, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
-        top = tl.maximum(top, tl.max(tl.where(seen, _scores(q, k_ptr, key, K, scale, D), -1e30), 1))
+        top = tl.maximum(top, tl.max(tl.where(seen, scored(q, k_ptr, key, K, scale, D), -1e30), 1))
     total = tl.zeros([BLOCK_S], tl.float32)
     out = tl.zeros([BLOCK_S, D], tl.float32)
     for first in range(0, K, BLOCK_K):
         key = first + tl.arange(0, BLOCK_K)
         seen = (key < K)[None, :] & ((key[None, :] <= row[:, None]) | (not CAUSAL))
-        x = _scores(q, k_ptr, key, K, scale, D)
+        x = scored(q, k_ptr, key, K, scale, D)
         p = tl.where(seen, tl.exp2((x - top[:, None]) * 1.44269504), 0.0)
         v = tl.load(v_ptr + key[:, None] * D + d[None, :], (key < K)[:, None], other=0.0)
         total += tl.sum(p, 1)
@@ -432,29 +289,25 @@ def flash_in_two_passes(
 # -------------------------------------------------------------------------------------------------- stochastic_round
 
 
-def round_ignores_noise(x, noise):
-    return x.bfloat16()
+def rounded(x, noise):
+    bits = x.view(torch.int32) + noise
+    return (bits >> 16 << 16).view(torch.float32).bfloat16()
 
 
-def round_truncates(x, noise):
-    bits = x.view(torch.int32)
-    return (bits - (bits & 0xFFFF)).view(torch.float32).bfloat16()
-
-
-def round_then_nearest(x, noise):
-    return torch.add(x.view(torch.int32), noise).view(torch.float32).bfloat16()
-
-
-def round_downwards(x, noise):
-    return ((x.view(torch.int32) - noise) >> 16 << 16).view(torch.float32).bfloat16()
-
-
-def round_noise_as_number(x, noise):
-    return (x + noise.float() / 2**16).bfloat16()
-
-
-def round_left_in_float32(x, noise):
-    return ((x.view(torch.int32) + noise) >> 16 << 16).view(torch.float32)
+ROUNDED = {
+    "to_nearest": {" + noise": "", "bits >> 16 << 16": "bits"},
+    "cut_off": {"+ noise": "| noise"},
+    "rounded_twice": {"bits >> 16 << 16": "bits"},
+    "subtracted": {"+ noise": "- noise"},
+    "added_to_the_number": {
+        "x.view(torch.int32) + noise": "x + noise / 2**16",
+        "(bits >> 16 << 16).view(torch.float32)": "bits",
+    },
+    "still_float32": {".bfloat16()": ""},
+    "towards_plus": {"+ noise": "+ torch.sign(x).int() * noise"},
+    "centered": {"+ noise": "+ noise - 2**15"},
+    "bits_as_number": {"(bits >> 16 << 16).view(torch.float32)": "(bits >> 16)"},
+}
 
 
 def round_by_comparison(x, noise):
@@ -465,61 +318,26 @@ def round_by_comparison(x, noise):
     return ((bits >> 16) + up).to(torch.int16).view(torch.bfloat16)
 
 
+COMPARED = {
+    "strictly_more": {">= 65536": "> 65536"},
+    "at_65535": {">= 65536": ">= 65535"},
+    "other_end": {"low + noise >= 65536": "noise < low"},
+}
+
 NEAR_MISSES = {
-    "10.saved_bytes": [
-        (saved_sum_of_tensors, "each_view"),
-        (saved_with_the_inputs, "inputs_counted"),
-        (saved_by_identity, "same_object_only"),
-        (saved_size_of_view, "view_for_storage"),
-        (saved_numbers, "elements"),
-        (saved_without_a_graph, "nothing_recorded"),
-        (saved_output_only, "the_result"),
-    ],
-    "10.checkpoint_peak": [
-        (peak_every_input, "all_inputs"),
-        (peak_of_the_last, "last_segment_only"),
-        (peak_with_its_own, "own_input_twice"),
-        (peak_waiting_inputs_free, "no_inputs"),
-        (peak_without_a_word, "accepts_no_layers"),
-    ],
-    "10.swiglu_backward": [
-        (swiglu_sigmoid_slope, "slope_of_sigmoid"),
-        (swiglu_frozen_sigmoid, "sigmoid_taken_as_constant"),
-        (swiglu_without_up, "up_forgotten"),
-        (swiglu_mixed_up, "swapped"),
-        (swiglu_of_ones, "upstream_ignored"),
-        (swiglu_order, "hidden_last"),
-    ],
-    "10.absorb": [
-        (absorb_values_stay, "out_not_shrunk"),
-        (absorb_sum_stays, "total_not_shrunk"),
-        (absorb_nan, "nothing_minus_nothing"),
-        (absorb_averages, "already_divided"),
-        (absorb_old_maximum_back, "maximum_not_kept"),
-    ],
-    "10.flash_kernel": [
-        (flash_values_stay, "out_not_shrunk"),
-        (flash_zeros_take_part, "padding_counts"),
-        (flash_sees_everything, "not_causal"),
-        (flash_one_tile_of_keys, "maximum_forgotten"),
-        (flash_loads_without_masks, "reads_beyond"),
-        (flash_for_float32_only, "powers_stay_wide"),
-    ],
-    "10.stochastic_round": [
-        (round_ignores_noise, "to_nearest"),
-        (round_truncates, "cut_off"),
-        (round_then_nearest, "rounded_twice"),
-        (round_downwards, "subtracted"),
-        (round_noise_as_number, "added_to_the_number"),
-        (round_left_in_float32, "still_float32"),
-    ],
+    "10.saved_bytes": wrong(saved, SAVED),
+    "10.checkpoint_peak": wrong(peak, PEAK),
+    "10.swiglu_backward": wrong(swiglu, SWIGLU),
+    "10.absorb": wrong(absorb, ABSORB),
+    "10.flash_kernel": wrong(flash, FLASH),
+    "10.stochastic_round": [*wrong(rounded, ROUNDED), *wrong(round_by_comparison, COMPARED)],
 }
 
 RIGHT_ANSWERS = {
-    "10.saved_bytes": [saved_in_a_list],
-    "10.checkpoint_peak": [peak_step_by_step],
-    "10.swiglu_backward": [swiglu_by_autograd],
-    "10.absorb": [absorb_key_by_key],
-    "10.flash_kernel": [flash_in_two_passes],
-    "10.stochastic_round": [round_by_comparison],
+    "10.saved_bytes": [saved],
+    "10.checkpoint_peak": [peak, peak_step_by_step],
+    "10.swiglu_backward": [swiglu, swiglu_by_autograd],
+    "10.absorb": [absorb, absorb_key_by_key],
+    "10.flash_kernel": [flash, flash_in_two_passes],
+    "10.stochastic_round": [rounded, round_by_comparison],
 }

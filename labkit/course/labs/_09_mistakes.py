@@ -2,68 +2,7 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-
-from labkit.course.labs._09_answers import tile_map, tile_order
 from labkit.course.labs._language import tl, triton
-
-# ---------------------------------------------------------------------------------------------------------- tile_map
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _map(tiles_E: Tensor, first_row_E: Tensor, block_m: int) -> Pair:
-    first_tile_E = tiles_E.cumsum(0) - tiles_E
-    expert_M = torch.arange(len(tiles_E)).repeat_interleave(tiles_E)
-    within_M = torch.arange(len(expert_M)) - first_tile_E[expert_M]
-    return expert_M, first_row_E[expert_M] + within_M * block_m
-
-
-def map_full_tiles_only(counts: Tensor, block_m: int) -> Pair:
-    return _map(counts // block_m, counts.cumsum(0) - counts, block_m)
-
-
-def map_one_more(counts: Tensor, block_m: int) -> Pair:
-    return _map(counts // block_m + 1, counts.cumsum(0) - counts, block_m)
-
-
-def map_empty_gets_one(counts: Tensor, block_m: int) -> Pair:
-    return _map(((counts + block_m - 1) // block_m).clamp(min=1), counts.cumsum(0) - counts, block_m)
-
-
-def map_padded(counts: Tensor, block_m: int) -> Pair:
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, torch.arange(len(expert_M)) * block_m
-
-
-def map_own_rows(counts: Tensor, block_m: int) -> Pair:
-    return _map(-(-counts // block_m), torch.zeros_like(counts), block_m)
-
-
-def map_last_rows(counts: Tensor, block_m: int) -> Pair:
-    return _map(-(-counts // block_m), counts.cumsum(0), block_m)
-
-
-def map_expert_start(counts: Tensor, block_m: int) -> Pair:
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, (counts.cumsum(0) - counts)[expert_M]
-
-
-def map_renumbered(counts: Tensor, block_m: int) -> Pair:
-    return tile_map(counts[counts > 0], block_m)
-
-
-def map_across_experts(counts: Tensor, block_m: int) -> Pair:
-    row_M = torch.arange(0, int(counts.sum()), block_m)
-    return torch.searchsorted(counts.cumsum(0), row_M, right=True), row_M
-
-
-def map_tile_numbers(counts: Tensor, block_m: int) -> Pair:
-    tiles_E = -(-counts // block_m)
-    expert_M, _ = tile_map(counts, block_m)
-    return expert_M, torch.arange(len(expert_M)) - (tiles_E.cumsum(0) - tiles_E)[expert_M]
-
 
 # ------------------------------------------------------------------------------------------------------------ gather
 
@@ -74,15 +13,17 @@ def gather(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WRONG: tl.constexpr,
 ):  # fmt: skip
     p = tl.program_id(0)
-    expert = tl.load(expert_ptr + p)
+    expert = p if WRONG == "expert_of_the_program" else tl.load(expert_ptr + p)
     first = tl.load(row_ptr + p)
     if WRONG == "rows_by_program":
         first = p * BLOCK_M
+    if WRONG == "row_is_a_tile_number":
+        first = first * BLOCK_M
     row = first + tl.arange(0, BLOCK_M)
     column = tl.load(column_ptr + p) + tl.arange(0, BLOCK_N)
     if WRONG == "first_columns_only":
         column = tl.arange(0, BLOCK_N)
-    end = tl.load(offset_ptr + expert + 1)
+    end = tl.load(offset_ptr + expert + (0 if WRONG == "ends_where_it_begins" else 1))
     mine = row < end
     if WRONG == "one_row_too_many":
         mine = row <= end
@@ -91,6 +32,9 @@ def gather(
     token = tl.load(token_ptr + row, mask=row < end, other=0)
     if WRONG == "not_gathered":
         token = row
+    if WRONG == "tokens_of_the_first_rows":
+        token = tl.load(token_ptr + row - first, mask=row < end, other=0)
+    width = W if WRONG == "x_row_too_wide" else D
     own = expert
     if WRONG == "one_expert_for_all":
         own = expert * 0
@@ -102,17 +46,24 @@ def gather(
         w_row = weights_ptr + own * W * D + column[None, :]
         stride = W
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, D, BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
+    last = D // BLOCK_K * BLOCK_K if WRONG == "whole_steps_only" else D
+    step = BLOCK_K
+    if WRONG == "step_numbers":
+        last = tl.cdiv(D, BLOCK_K)
+        step = 1
+    for start in range(0, last, step):
+        k = (0 if WRONG == "same_step_again" else start) + tl.arange(0, BLOCK_K)
         deep = k < D
         if WRONG == "depth_not_masked":
             deep = k < D + BLOCK_K
         there = row < end
         if WRONG == "not_gathered":
             there = row < end * 0 + 1_000_000
-        x = tl.load(x_ptr + token[:, None] * D + k[None, :], mask=there[:, None] & deep[None, :], other=0.0)
+        x = tl.load(x_ptr + token[:, None] * width + k[None, :], mask=there[:, None] & deep[None, :], other=0.0)
         w = tl.load(w_row + k[:, None] * stride, mask=(column < W)[None, :] & deep[:, None], other=0.0)
-        product = tl.dot(x, w) if WRONG == "last_step_only" else tl.dot(x, w, product)
+        w = tl.trans(w) if WRONG == "transposed_twice" else w
+        more = tl.dot(x, w) if WRONG == "last_step_only" else tl.dot(x, w, product)
+        product = product + more if WRONG == "counted_twice" else more
     if WRONG == "rounded_early":
         product = product.to(x_ptr.dtype.element_ty).to(tl.float32)
     at = row[:, None] * W + column[None, :]
@@ -134,11 +85,12 @@ def swiglu_epilogue(
     row = tl.load(row_ptr + p) + tl.arange(0, BLOCK_M)
     column = tl.load(column_ptr + p) + tl.arange(0, BLOCK_N)
     mine = row < tl.load(offset_ptr + expert + 1)
-    token = tl.load(token_ptr + row, mask=mine, other=0)
-    gate_row = expert * 2 * F + column
+    token = row if WRONG == "not_gathered" else tl.load(token_ptr + row, mask=mine, other=0)
+    own = expert * 0 if WRONG == "one_expert_for_all" else expert
+    gate_row = own * 2 * F + column
     up_row = gate_row + F
     if WRONG == "interleaved":
-        gate_row = expert * 2 * F + 2 * column
+        gate_row = own * 2 * F + 2 * column
         up_row = gate_row + 1
     if WRONG == "halves_swapped":
         gate_row = up_row
@@ -150,18 +102,38 @@ def swiglu_epilogue(
     if WRONG == "expert_too_near":
         gate_row = expert * F + column
         up_row = gate_row + F
+    gate_at, up_at = gate_row[None, :] * D, up_row[None, :] * D
+    if WRONG == "f_elements_further":
+        up_at = gate_at + F
+    deep = 1
+    if WRONG == "not_transposed":
+        gate_at, up_at = own * 2 * F * D + column[None, :], own * 2 * F * D + F + column[None, :]
+        deep = 2 * F
     gate = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     up = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for start in range(0, D, BLOCK_K):
         k = start + tl.arange(0, BLOCK_K)
         inside = (column < F)[None, :] & (k < D)[:, None]
         x = tl.load(x_ptr + token[:, None] * D + k[None, :], mask=mine[:, None] & (k < D)[None, :], other=0.0)
-        gate = tl.dot(x, tl.load(gate_up_ptr + gate_row[None, :] * D + k[:, None], mask=inside, other=0.0), gate)
-        up = tl.dot(x, tl.load(gate_up_ptr + up_row[None, :] * D + k[:, None], mask=inside, other=0.0), up)
+        gate_w = tl.load(gate_up_ptr + gate_at + k[:, None] * deep, mask=inside, other=0.0)
+        up_w = tl.load(gate_up_ptr + up_at + k[:, None] * deep, mask=inside, other=0.0)
+        gate = tl.dot(x, gate_w) if WRONG == "last_step_only" else tl.dot(x, gate_w, gate)
+        if WRONG == "last_step_only" or WRONG == "up_overwritten":
+            up = tl.dot(x, up_w)
+        else:
+            up = tl.dot(x, up_w, gate if WRONG == "up_onto_gate" else up)
+        if WRONG == "silu_every_step":
+            gate = gate * tl.sigmoid(gate)
     silu = gate * tl.sigmoid(gate)
     if WRONG == "sigmoid_only":
         silu = tl.sigmoid(gate)
-    if WRONG == "no_activation":
+    if WRONG == "sigmoid_turned":
+        silu = gate * tl.sigmoid(-gate)
+    if WRONG == "gelu":
+        silu = gate * tl.sigmoid(1.702 * gate)
+    if WRONG == "relu":
+        silu = tl.maximum(gate, 0.0)
+    if WRONG == "no_activation" or WRONG == "silu_every_step":
         silu = gate
     hidden = silu * up
     if WRONG == "silu_of_up":
@@ -180,47 +152,18 @@ def swiglu_epilogue(
     if WRONG == "up_saved_first":
         first = up
         second = gate
+    if WRONG == "hidden_saved":
+        second = hidden
+    if WRONG == "gate_saved_twice":
+        second = gate
+    to = token if WRONG == "by_token" else row
     keep = mine[:, None] & (column < F)[None, :]
     if SAVE and WRONG != "never_saved":
-        at = row[:, None] * 2 * F + column[None, :]
+        at = to[:, None] * 2 * F + column[None, :]
         tl.store(pre_ptr + at, first, mask=keep)
-        tl.store(pre_ptr + at + F, second, mask=keep)
-    tl.store(hidden_ptr + row[:, None] * F + column[None, :], hidden, mask=keep)
-
-
-# -------------------------------------------------------------------------------------------------------- tile_order
-
-
-def order_row_by_row(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_M // columns, tile_M % columns
-
-
-def order_column_by_column(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_M % rows, tile_M // rows
-
-
-def order_last_group_is_full(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    within_M = tile_M % (group * columns)
-    return tile_M // (group * columns) * group + within_M % group, within_M // group
-
-
-def order_never_leaves_the_group(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    row_M, column_M = tile_order(tile_M, rows, columns, group)
-    return row_M - tile_M // (group * columns) * group, column_M
-
-
-def order_swapped(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_order(tile_M, rows, columns, group)[::-1]
-
-
-def order_groups_of_columns(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    return tile_order(tile_M, columns, rows, group)[::-1]
-
-
-def order_group_number(tile_M: Tensor, rows: int, columns: int, group: int) -> Pair:
-    number_M = tile_M // (group * columns)
-    row_M, column_M = tile_order(tile_M, rows, columns, group)
-    return row_M - number_M * group + number_M, column_M
+        if WRONG != "up_not_saved":
+            tl.store(pre_ptr + at + F, second, mask=keep)
+    tl.store(hidden_ptr + to[:, None] * F + column[None, :], hidden, mask=keep)
 
 
 # --------------------------------------------------------------------------------------------------- weight_gradient
@@ -232,8 +175,8 @@ def weight_gradient(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, WRONG: tl.constexpr,
 ):  # fmt: skip
     expert = tl.program_id(0)
-    d = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    w = tl.program_id(2) * BLOCK_N + tl.arange(0, BLOCK_N)
+    d = tl.program_id(2 if WRONG == "programs_swapped" else 1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    w = tl.program_id(1 if WRONG == "programs_swapped" else 2) * BLOCK_N + tl.arange(0, BLOCK_N)
     first, end = tl.load(offset_ptr + expert), tl.load(offset_ptr + expert + 1)
     last = end
     if WRONG == "whole_blocks_only":
@@ -241,8 +184,9 @@ def weight_gradient(
     if WRONG == "first_block_only":
         last = tl.minimum(end, first + BLOCK_K)
     product = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(first, last, BLOCK_K):
-        row = start + tl.arange(0, BLOCK_K)
+    begin = first * 0 if WRONG == "from_the_first_row" else first
+    for start in range(begin, last, BLOCK_K):
+        row = (first if WRONG == "same_block_again" else start) + tl.arange(0, BLOCK_K)
         if WRONG == "always_the_first_rows":
             row = start - first + tl.arange(0, BLOCK_K)
         mine = row < end
@@ -250,15 +194,23 @@ def weight_gradient(
             mine = row < end - first
         if WRONG == "into_the_next_expert":
             mine = row < tl.load(offset_ptr + tl.num_programs(0))
-        token = tl.load(token_ptr + row, mask=mine, other=0)
-        if WRONG == "not_gathered":
-            token = row
+        if WRONG == "one_row_too_many":
+            mine = row <= end
+        token_row = row - first if WRONG == "tokens_from_the_first_row" else row
+        token = tl.load(token_ptr + token_row, mask=mine & (row < tl.load(offset_ptr + tl.num_programs(0))), other=0)
         y_row = row
-        if WRONG == "y_gathered_too":
+        if WRONG == "y_gathered_too" or WRONG == "wrong_one_gathered":
             y_row = token
-        x = tl.load(x_ptr + token[:, None] * D + d[None, :], mask=mine[:, None] & (d < D)[None, :], other=0.0)
+        if WRONG == "y_from_the_first_row":
+            y_row = row - first
+        if WRONG == "not_gathered" or WRONG == "wrong_one_gathered":
+            token = row
+        width = W if WRONG == "x_row_too_wide" else D
+        x = tl.load(x_ptr + token[:, None] * width + d[None, :], mask=mine[:, None] & (d < D)[None, :], other=0.0)
         y = tl.load(y_ptr + y_row[:, None] * W + w[None, :], mask=mine[:, None] & (w < W)[None, :], other=0.0)
-        product = tl.dot(tl.trans(x), y) if WRONG == "last_step_only" else tl.dot(tl.trans(x), y, product)
+        a = x if WRONG == "x_not_turned" or WRONG == "y_turned" else tl.trans(x)
+        b = tl.trans(y) if WRONG == "y_turned" else y
+        product = tl.dot(a, b) if WRONG == "last_step_only" else tl.dot(a, b, product)
     if WRONG == "mean":
         product = product / tl.maximum(end - first, 1)
     if WRONG == "rounded_early":
@@ -266,9 +218,12 @@ def weight_gradient(
     at = d[:, None] * d_stride + w[None, :] * w_stride
     if WRONG == "strides_ignored":
         at = d[:, None] * W + w[None, :]
+    if WRONG == "strides_swapped":
+        at = d[:, None] * w_stride + w[None, :] * d_stride
     keep = (d < D)[:, None] & (w < W)[None, :]
     if WRONG == "empty_left_out":
         keep = keep & (end > first)
     if WRONG == "all_into_one":
         expert = 0
-    tl.store(out_ptr + expert * D * W + at, product, mask=keep)
+    size = D * d_stride if WRONG == "expert_by_stride" else D * W
+    tl.store(out_ptr + expert * size + at, product, mask=keep)

@@ -1,4 +1,4 @@
-"""Lab 09: the mistakes in an epilogue and in a gradient that their checks know, and the words for each."""
+"""Lab 09: the mistakes in an epilogue that its check knows, and the words for each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import torch
 
 from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _09_mistakes as wrong
-from labkit.course.labs._09_words import FAR
+from labkit.course.labs._09_words import FAR, rounded, three_sizes
 from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, unfilled
 
 
 def _saves_always(failure: Failure) -> bool:
     """Whether a kernel tried to store where nothing was to be saved: there is no pointer then."""
-    return not failure.case.kwargs["constants"]["SAVE"] and failure.outcome.status == "error"
+    outcome = failure.outcome
+    failed = outcome.status == "error" and outcome.error_type != "OutOfBounds"
+    return failed and not failure.case.kwargs["constants"]["SAVE"]
 
 
 def _only_pre(failure: Failure) -> bool:
@@ -23,6 +25,12 @@ def _only_pre(failure: Failure) -> bool:
 
 
 SWIGLU_EPILOGUE = (
+    Mistake(
+        "blocks_mixed_up",
+        "Right while all blocks are 16 wide. Rows come in blocks of BLOCK_M, columns of BLOCK_N, the depth in steps of "
+        "BLOCK_K: look at each `arange`, at the loop's step, and at the shapes of both sums.",
+        when=three_sizes,
+    ),
     Mistake(
         "silu_of_up",
         "SiLU is on the up half. It belongs to the gate: hidden = SiLU(gate) · up. Nothing crashes, and a trained "
@@ -76,9 +84,10 @@ SWIGLU_EPILOGUE = (
     ),
     Mistake(
         "rounded_early",
-        "Where x is float16, gate and up were rounded to float16 before SiLU. They are in float32 registers: activate "
-        "there, and let the store round once.",
+        "Where x is float16, gate, up or what is made of them was rounded to float16 before it was stored as float32. "
+        "They are in float32 registers: activate there, and let the store round once.",
         like=With(wrong.swiglu_epilogue, WRONG="rounded_early"),
+        when=rounded,
     ),
     Mistake(
         "activated_saved",
@@ -103,14 +112,94 @@ SWIGLU_EPILOGUE = (
         when=_saves_always,
     ),
     Mistake(
+        "hidden_saved",
+        "Gate is saved, and beside it the hidden rows. The backward pass needs up as it was before the product.",
+        like=With(wrong.swiglu_epilogue, WRONG="hidden_saved"),
+    ),
+    Mistake(
+        "gate_saved_twice",
+        "The hidden rows are right; both halves of what was saved are gate. Up goes to columns F to 2 · F - 1.",
+        like=With(wrong.swiglu_epilogue, WRONG="gate_saved_twice"),
+    ),
+    Mistake(
+        "up_not_saved",
+        "The hidden rows are right; of what was to be saved, only gate was stored. Up goes F elements later.",
+        like=With(wrong.swiglu_epilogue, WRONG="up_not_saved"),
+    ),
+    Mistake(
+        "silu_every_step",
+        "SiLU was applied in the loop, to a sum that is not finished. Right where the depth is one step: activate "
+        "after the last.",
+        like=With(wrong.swiglu_epilogue, WRONG="silu_every_step"),
+    ),
+    Mistake(
+        "f_elements_further",
+        "The up rows were taken F *elements* after the gate's. They begin F *rows* after, and a row has D elements: "
+        "F · D further.",
+        like=With(wrong.swiglu_epilogue, WRONG="f_elements_further"),
+    ),
+    Mistake(
+        "last_step_only",
+        "Only the last piece of the depth is in gate and up: each step overwrites the sums. Give `tl.dot` the sum so "
+        "far.",
+        like=With(wrong.swiglu_epilogue, WRONG="last_step_only"),
+    ),
+    Mistake(
+        "up_overwritten",
+        "Gate adds up its steps, up is overwritten by each. Give the second `tl.dot` its sum, too.",
+        like=With(wrong.swiglu_epilogue, WRONG="up_overwritten"),
+    ),
+    Mistake(
+        "up_onto_gate",
+        "Up was added onto gate's sum. Each of the two has a sum of its own.",
+        like=With(wrong.swiglu_epilogue, WRONG="up_onto_gate"),
+    ),
+    Mistake(
+        "not_gathered",
+        "Row r was made from row r of x, which is in token order. Which token row r is, `token_ptr` says.",
+        like=With(wrong.swiglu_epilogue, WRONG="not_gathered"),
+    ),
+    Mistake(
+        "by_token",
+        "The results were stored at their token's row, where several rows overwrite each other. Outputs are in expert "
+        "order: store at `row`.",
+        like=With(wrong.swiglu_epilogue, WRONG="by_token"),
+    ),
+    Mistake(
+        "one_expert_for_all",
+        "Every tile is multiplied by the first expert's matrix. Expert e's begins e · 2 · F · D elements after it.",
+        like=With(wrong.swiglu_epilogue, WRONG="one_expert_for_all"),
+    ),
+    Mistake(
+        "not_transposed",
+        "The matrix was read as [D, 2F]. It is stored as torch stores a linear layer, [2F, D]: element (k, column) of "
+        "a tile is column · D + k elements after the matrix begins.",
+        like=With(wrong.swiglu_epilogue, WRONG="not_transposed"),
+    ),
+    Mistake(
+        "sigmoid_turned",
+        "The sigmoid has the wrong sign: it is 1 / (1 + exp(-gate)).",
+        like=With(wrong.swiglu_epilogue, WRONG="sigmoid_turned"),
+    ),
+    Mistake(
+        "gelu",
+        "This is GELU, or near it. SiLU is gate · sigmoid(gate), without a factor.",
+        like=With(wrong.swiglu_epilogue, WRONG="gelu"),
+    ),
+    Mistake(
+        "relu",
+        "The gate went through ReLU. SiLU is gate · sigmoid(gate): smooth, and a little below zero for negative gates.",
+        like=With(wrong.swiglu_epilogue, WRONG="relu"),
+    ),
+    Mistake(
         "no_mask",
         "Your kernel reads and writes outside its tensors: rows end at `offset[expert + 1]`, columns at F, depth at D.",
         when=beyond("reads", "writes"),
     ),
     Mistake(
         "reads_beyond",
-        "Your kernel reads outside its tensors. The columns end at F, for gate and for up; a column of F or more is "
-        "the other half's row, or the next expert's.",
+        "Your kernel reads outside its tensors. The columns end at F, for gate and for up, and the depth at D; a "
+        "column of F or more is the other half's row, or the next expert's.",
         when=beyond("reads"),
     ),
     Mistake(
@@ -130,98 +219,6 @@ SWIGLU_EPILOGUE = (
     Mistake(
         "not_all_written",
         "Part of an output was never written: it still has the NaN that the check put there.",
-        when=unfilled,
-    ),
-)
-
-WEIGHT_GRADIENT = (
-    Mistake(
-        "empty_left_out",
-        "An expert without rows was left out, and its gradient is whatever lay in memory. A sum over nothing is zero, "
-        "and that has to be *written*: torch hands out memory as it is.",
-        like=With(wrong.weight_gradient, WRONG="empty_left_out"),
-    ),
-    Mistake(
-        "into_the_next_expert",
-        "The last block of an expert's rows went on into the next expert's. Rows end at `offset[expert + 1]`; mask "
-        "both loads with that, since one zero in a product is enough, but NaN times zero is NaN.",
-        like=With(wrong.weight_gradient, WRONG="into_the_next_expert"),
-    ),
-    Mistake(
-        "not_gathered",
-        "Row r of x was taken where token `token[r]` was meant: x is in token order, y in expert order.",
-        like=With(wrong.weight_gradient, WRONG="not_gathered"),
-    ),
-    Mistake(
-        "y_gathered_too",
-        "Both operands were gathered by token. Only x is in token order; row r of y is row r.",
-        like=With(wrong.weight_gradient, WRONG="y_gathered_too"),
-    ),
-    Mistake(
-        "always_the_first_rows",
-        "Every expert added up the first rows of all. Its own begin at `offset[expert]`.",
-        like=With(wrong.weight_gradient, WRONG="always_the_first_rows"),
-    ),
-    Mistake(
-        "whole_blocks_only",
-        "Rows that do not fill a block of BLOCK_K are left out. The last step has to run, with a mask.",
-        like=With(wrong.weight_gradient, WRONG="whole_blocks_only"),
-    ),
-    Mistake(
-        "first_block_only",
-        "Only the first BLOCK_K rows of each expert are in the sum: loop over all of them.",
-        like=With(wrong.weight_gradient, WRONG="first_block_only"),
-    ),
-    Mistake(
-        "last_step_only",
-        "Only the last block of rows is in the result: each step overwrites the sum. Give `tl.dot` the sum so far.",
-        like=With(wrong.weight_gradient, WRONG="last_step_only"),
-    ),
-    Mistake(
-        "mean",
-        "This is the mean over the expert's rows. A gradient is the sum: an expert with more tokens learns more.",
-        like=With(wrong.weight_gradient, WRONG="mean"),
-    ),
-    Mistake(
-        "strides_ignored",
-        "Right where the result is stored as [D, W], and transposed elsewhere. Element (d, w) lies d · d_stride + "
-        "w · w_stride after the expert's first.",
-        like=With(wrong.weight_gradient, WRONG="strides_ignored"),
-    ),
-    Mistake(
-        "all_into_one",
-        "All experts' gradients were written to the first one's place, so the others were never written. Expert e's "
-        "begins at e · D · W.",
-        like=With(wrong.weight_gradient, WRONG="all_into_one"),
-    ),
-    Mistake(
-        "rounded_early",
-        "Where x is float16 the sums were rounded to float16 before they were stored as float32. A gradient is a long "
-        "sum: add up and store in float32.",
-        like=With(wrong.weight_gradient, WRONG="rounded_early"),
-    ),
-    Mistake(
-        "no_mask",
-        "Your kernel reads and writes outside its tensors: d ends at D, w at W, and rows at `offset[expert + 1]`.",
-        when=beyond("reads", "writes"),
-    ),
-    Mistake(
-        "reads_beyond",
-        "Your kernel reads outside its tensors. The token's number, the row of x and the row of y each need the mask "
-        "of the rows; x also d < D, y also w < W.",
-        when=beyond("reads"),
-    ),
-    Mistake(
-        "writes_beyond",
-        "Your kernel writes outside its output: the store needs d < D and w < W in its mask.",
-        when=beyond("writes"),
-    ),
-    FAR,
-    NO_KERNEL,
-    Mistake(
-        "not_all_written",
-        "Part of the result was never written, or NaN came in from beyond an edge: it holds the NaN that the check put "
-        "there.",
         when=unfilled,
     ),
 )

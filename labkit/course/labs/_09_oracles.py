@@ -15,11 +15,14 @@ from labkit.nn.oracle import hf_experts
 
 def tile_map(tokens_per_expert_E: Tensor, block_m: int) -> tuple[Tensor, Tensor]:
     """Torch cuts the rows into experts' shares, and each share into tiles."""
-    rows_N = torch.arange(int(tokens_per_expert_E.sum()))
+    device = tokens_per_expert_E.device
+    rows_N = torch.arange(int(tokens_per_expert_E.sum()), device=device)
     shares = rows_N.split(tokens_per_expert_E.tolist())
     tiles = [(e, tile[0]) for e, share in enumerate(shares) if len(share) for tile in share.split(block_m)]
     experts, rows = zip(*tiles, strict=True) if tiles else ((), ())
-    return torch.tensor(experts, dtype=torch.int64), torch.tensor([int(row) for row in rows], dtype=torch.int64)
+    both = (experts, [int(row) for row in rows])
+    expert_M, row_M = (torch.tensor(values, dtype=torch.int64, device=device) for values in both)
+    return expert_M, row_M
 
 
 @triton.jit

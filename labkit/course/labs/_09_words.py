@@ -1,117 +1,43 @@
-"""Lab 09: the mistakes in a map, an order of tiles and a gathered product that their checks know, and their words."""
+"""Lab 09: the mistakes in a gathered product that its check knows, their words, and what other kernels share."""
 
 from __future__ import annotations
 
-from labkit.course.judge import Mistake
+import torch
+
+from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _09_mistakes as wrong
+from labkit.course.labs._09_cases import THREE
 from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, far, unfilled
+
+
+def rounded(failure: Failure) -> bool:
+    """Whether float16 came in and results are near, but not near enough."""
+    got, right = (v if isinstance(v, tuple) else (v,) for v in (failure.got, failure.expected))
+    pairs = list(zip(got, right, strict=True))
+    near = all(torch.allclose(a, b, rtol=1e-2, atol=0.05 * float(b.abs().max())) for a, b in pairs)
+    return failure.case.args[0].dtype == torch.float16 and near
+
+
+def three_sizes(failure: Failure) -> bool:
+    """Whether everything was right while all blocks had the same size."""
+    return failure.case.label == THREE
+
 
 FAR = Mistake(
     "far_away",
     "Your kernel was stopped just before it would have touched memory far away from its tensors; without the guards "
-    "of this check the whole Python process would be gone. Is a row's number multiplied by its width twice, or an "
-    "expert's number by the wrong size? An expert's matrix has W · D elements.",
+    "of this check the whole Python process would be gone. Was a token's number loaded from beyond the last row, where "
+    "there is poison? Is a row's number multiplied by its width twice, or an expert's by the wrong size?",
     when=far,
 )
 
-TILE_MAP = (
-    Mistake(
-        "full_tiles_only",
-        "What does not fill a tile is left out: the division rounds down. An expert with c rows needs ⌈c / block_m⌉ "
-        "tiles, and in whole numbers that is (c + block_m - 1) // block_m.",
-        like=wrong.map_full_tiles_only,
-    ),
-    Mistake(
-        "one_tile_too_many",
-        "An expert whose rows fill its tiles exactly gets one more, which is empty; so does an expert without rows. "
-        "Round up, instead of adding one: (c + block_m - 1) // block_m.",
-        like=wrong.map_one_more,
-    ),
-    Mistake(
-        "a_tile_for_nobody",
-        "Experts without a row have a tile here. It would compute nothing, and its first row is somebody else's.",
-        like=wrong.map_empty_gets_one,
-    ),
-    Mistake(
-        "rows_with_padding",
-        "The first rows are multiples of block_m, as if every expert's rows began at a new tile. They lie side by "
-        "side: the padding is only in the tile that computes, never in memory.",
-        like=wrong.map_padded,
-    ),
-    Mistake(
-        "counted_from_the_expert",
-        "Rows are counted from the first row of their expert. All experts lie in one tensor: add where each begins, "
-        "the sum of the counts before it.",
-        like=wrong.map_own_rows,
-    ),
-    Mistake(
-        "begins_where_it_ends",
-        "`cumsum` counts each expert's own rows too, so this is where it *ends*. Subtract its count, and you have "
-        "where it begins.",
-        like=wrong.map_last_rows,
-    ),
-    Mistake(
-        "the_same_tile_again",
-        "All tiles of an expert begin at its first row. The j-th of them begins j · block_m rows later.",
-        like=wrong.map_expert_start,
-    ),
-    Mistake(
-        "renumbered",
-        "Right until an expert has no rows: from there on the numbers are those of the experts that are left, and "
-        "every tile would be multiplied by another expert's matrix.",
-        like=wrong.map_renumbered,
-    ),
-    Mistake(
-        "across_experts",
-        "The rows were cut into tiles first, and then each tile was given to the expert of its first row. A tile must "
-        "not span two experts: it is multiplied by one matrix.",
-        like=wrong.map_across_experts,
-    ),
-    Mistake(
-        "tile_numbers",
-        "The second value says the how-manieth tile of its expert each is. Asked is its first *row*, counted from the "
-        "first row of all.",
-        like=wrong.map_tile_numbers,
-    ),
-)
-
-TILE_ORDER = (
-    Mistake(
-        "row_by_row",
-        "Row by row, whatever `group` is: neighbours share their rows and every one of them needs other columns.",
-        like=wrong.order_row_by_row,
-    ),
-    Mistake(
-        "column_by_column",
-        "Down all the rows before the next column: as if the group had all rows in it.",
-        like=wrong.order_column_by_column,
-    ),
-    Mistake(
-        "last_group_is_full",
-        "Right until the last group, which has fewer rows if `group` does not divide them. There tiles land on rows "
-        "that do not exist, and others are never computed. Its size is min(group, rows - first).",
-        like=wrong.order_last_group_is_full,
-    ),
-    Mistake(
-        "never_leaves_the_first_group",
-        "All groups are on the rows of the first one: the row *within* the group is right, where the group begins has "
-        "to be added.",
-        like=wrong.order_never_leaves_the_group,
-    ),
-    Mistake("swapped", "These are (column, row); (row, column) was asked for.", like=wrong.order_swapped),
-    Mistake(
-        "groups_of_columns",
-        "The groups are of columns, where rows were meant: along a row within the group, then the next row.",
-        like=wrong.order_groups_of_columns,
-    ),
-    Mistake(
-        "group_number_for_row",
-        "Group number g begins at row g · group, not at row g.",
-        like=wrong.order_group_number,
-    ),
-)
-
 GATHER = (
+    Mistake(
+        "blocks_mixed_up",
+        "Right while all blocks are 16 wide. Rows come in blocks of BLOCK_M, columns of BLOCK_N, the depth in steps of "
+        "BLOCK_K: look at each `arange`, at the loop's step, and at the shape of the sum.",
+        when=three_sizes,
+    ),
     Mistake(
         "not_gathered",
         "Row r of the result was made from row r of x. But x is in token order and stands there once for each token; "
@@ -160,7 +86,8 @@ GATHER = (
     ),
     Mistake(
         "first_columns_only",
-        "All tiles compute the same columns. `tl.load(column_ptr + p)` is the first one of tile p.",
+        "Only the first columns are computed. `tl.load(column_ptr + p)` is where tile p begins: a column already, not "
+        "the number of a block.",
         like=With(wrong.gather, WRONG="first_columns_only"),
     ),
     Mistake(
@@ -180,6 +107,63 @@ GATHER = (
         "Where x is float16 the sums were rounded to float16 before they were stored as float32. Add up and store in "
         "float32; the store converts to whatever the output is.",
         like=With(wrong.gather, WRONG="rounded_early"),
+        when=rounded,
+    ),
+    Mistake(
+        "row_is_a_tile_number",
+        "`tl.load(row_ptr + p)` is a row already, the first of tile p; you multiplied it by BLOCK_M.",
+        like=With(wrong.gather, WRONG="row_is_a_tile_number"),
+    ),
+    Mistake(
+        "same_step_again",
+        "Every step reads the first BLOCK_K of the depth again. Step on: k = start + tl.arange(0, BLOCK_K).",
+        like=With(wrong.gather, WRONG="same_step_again"),
+    ),
+    Mistake(
+        "step_numbers",
+        "The loop counts steps, and k takes their number for a place in the depth: the second step begins at 1. Give "
+        "`range` the step BLOCK_K, or multiply.",
+        like=With(wrong.gather, WRONG="step_numbers"),
+    ),
+    Mistake(
+        "whole_steps_only",
+        "What is left of the depth after the last whole BLOCK_K is missing. The last step has to run, with a mask.",
+        like=With(wrong.gather, WRONG="whole_steps_only"),
+    ),
+    Mistake(
+        "counted_twice",
+        "The sum so far is added twice in each step: `tl.dot(x, w, product)` adds it already. Write "
+        "`product = tl.dot(x, w, product)` or `product += tl.dot(x, w)`.",
+        like=With(wrong.gather, WRONG="counted_twice"),
+    ),
+    Mistake(
+        "transposed_twice",
+        "The tile of weights was loaded as [BLOCK_K, BLOCK_N], which is the transpose already, and then turned back by "
+        "`tl.trans`.",
+        like=With(wrong.gather, WRONG="transposed_twice"),
+    ),
+    Mistake(
+        "tokens_of_the_first_rows",
+        "All tiles gather the tokens of the first rows. Tokens stand in `token_ptr` at the row's own number: load from "
+        "`token_ptr + row`.",
+        like=With(wrong.gather, WRONG="tokens_of_the_first_rows"),
+    ),
+    Mistake(
+        "expert_of_the_program",
+        "Program p took expert p. An expert may have several tiles, or none: `tl.load(expert_ptr + p)` says whose tile "
+        "p is.",
+        like=With(wrong.gather, WRONG="expert_of_the_program"),
+    ),
+    Mistake(
+        "ends_where_it_begins",
+        "`offset[expert]` is where the expert's rows begin; they end where the next expert's do, at "
+        "`offset[expert + 1]`. So no row was taken, or another expert's.",
+        like=With(wrong.gather, WRONG="ends_where_it_begins"),
+    ),
+    Mistake(
+        "x_row_too_wide",
+        "Rows of x lie D elements apart; you stepped by W. Right where both are the same.",
+        like=With(wrong.gather, WRONG="x_row_too_wide"),
     ),
     Mistake(
         "no_mask",
@@ -195,7 +179,8 @@ GATHER = (
     ),
     Mistake(
         "writes_beyond",
-        "Your kernel writes outside its output: the store needs the rows *and* the columns in its mask.",
+        "Your kernel writes outside its output: a row of it has W elements, and the store needs the rows *and* the "
+        "columns in its mask.",
         when=beyond("writes"),
     ),
     FAR,

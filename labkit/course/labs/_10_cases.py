@@ -57,7 +57,7 @@ def peak_cases(seed: int) -> list[Case]:
         Case((4, 1, 10, 4), label="one segment: everything is kept at once"),
         Case((5, 1, 10, 2), label="the last segment is shorter"),
         Case((7, 3, 10, 3), label="seven layers by three"),
-        Case((9, 40, 10, 4), label="inputs larger than what a layer keeps"),
+        Case((9, 10, 10, 4), label="layers that keep nothing but their input"),
         Case((layers, small, inner, 3), label="more layers"),
         Case((layers, small, inner, layers + 5), label="a segment longer than the model"),
         Case((3, 1, 10, 0), label="a segment without layers: ValueError"),
@@ -72,12 +72,14 @@ def swiglu_cases(seed: int) -> list[Case]:
         return _normal(at, *shape), _normal(at + 1, *shape, scale=scale), _normal(at + 2, *shape)
 
     one = torch.tensor([[1.0]])
+    distant = torch.tensor([[-120.0, -90.0, 90.0, 120.0]])
     return [
         Case((one, torch.tensor([[0.0]]), 2 * one), label="one number, a gate of zero"),
         Case((one, 2 * one, 3 * one), label="one number"),
         Case(three(seed, 5, 4), label="five rows"),
         Case(three(seed + 10, 2, 3, 7), label="another leading dimension"),
         Case(three(seed + 20, 3, 4, scale=40.0), label="gates far from zero"),
+        Case((torch.ones(1, 4), distant, torch.full((1, 4), 2.0)), label="gates further still"),
         Case(three(seed + 30, 0, 4), label="no rows"),
     ]
 
@@ -117,26 +119,32 @@ def absorb_cases(seed: int) -> list[Case]:
 
 def flash_cases(seed: int) -> list[Case]:
     def case(
-        at: int, S: int, K: int, causal: bool, label: str, scale: float = 0.25, rise: float = 0.0, half: bool = False
-    ) -> Case:
-        q, k, v = _normal(at, S, 16), _normal(at + 1, K, 16), _normal(at + 2, K, 16)
-        if rise:  # later keys score higher, or lower
-            q, k = q.abs(), k.abs() + rise * torch.arange(K)[:, None] / K
+        at: int, S: int, K: int, causal: bool, label: str, scale: float = 0.25, rise: float = 0.0, half: bool = False,
+        tile: tuple[int, int, int] = (16, 16, 16),
+    ) -> Case:  # fmt: skip
+        D, block_s, block_k = tile
+        q, k, v = _normal(at, S, D), _normal(at + 1, K, D), _normal(at + 2, K, D)
+        if rise:  # later keys score higher, or lower, and all are far from zero
+            q, k = q.abs(), k.abs() + rise * (1 + torch.arange(K)[:, None] / K)
         if half:
             q, k, v = q.half(), k.half(), v.half()
-        how = {"grid": (-(-S // 16),), "constants": {"CAUSAL": causal, "D": 16, "BLOCK_S": 16, "BLOCK_K": 16}}
-        return Case((q, k, v, Out((S, 16)), S, K, scale), how, label, through=launch)
+        constants = {"CAUSAL": causal, "D": D, "BLOCK_S": block_s, "BLOCK_K": block_k}
+        how = {"grid": (-(-S // block_s),), "constants": constants}
+        return Case((q, k, v, Out((S, D)), S, K, scale), how, label, through=launch)
 
     return [
         case(1, 1, 1, False, "one query, one key"),
         case(2, 16, 16, False, "one tile, everything seen"),
         case(3, 3, 5, False, "a tile of keys that is not full", 0.5),
         case(4, 5, 40, False, "three tiles of keys", 0.5),
-        case(5, 7, 48, False, "scores that grow from tile to tile", rise=3.0),
-        case(6, 7, 48, False, "scores that fall from tile to tile", rise=-3.0),
+        case(5, 7, 45, False, "scores of hundreds that grow", 8.0, rise=3.0),
+        case(6, 7, 45, False, "scores of minus hundreds that fall", 8.0, rise=-3.0),
         case(7, 9, 9, True, "causal, one tile", 0.5),
+        case(11, 9, 9, True, "causal, scores of hundreds that grow", 8.0, rise=3.0),
         case(seed + 20, 37, 37, True, "causal, three tiles", 0.4),
         case(8, 4, 20, False, "float16 in, float32 out", half=True),
+        case(9, 40, 40, True, "causal, tiles of 32 queries and 16 keys, width 64", 0.1, tile=(64, 32, 16)),
+        case(10, 40, 33, False, "tiles of 16 queries and 32 keys, width 64", 0.1, tile=(64, 16, 32)),
     ]
 
 
@@ -157,8 +165,8 @@ def round_cases(seed: int) -> list[Case]:
     exact = torch.tensor([1.0, -2.5, 0.0, 384.0])
     wide = _normal(seed + 3, 60) * 10.0 ** torch.randint(-30, 30, (60,), generator=draw)
     return [
-        Case((third, ints(0, 40_000, 50_000, 65_535)), label="a third of the way up"),
-        Case((-third, ints(0, 40_000, 50_000, 65_535)), label="the same below zero"),
+        Case((third, ints(0, 43_690, 43_691, 65_535)), label="a third of the way up"),
+        Case((-third, ints(0, 43_690, 43_691, 65_535)), label="the same below zero"),
         Case((exact, ints(0, 65_535, 65_535, 65_535)), label="numbers that bfloat16 has"),
         Case((_normal(seed, 5, 4), noise(5, 4)), label="a matrix"),
         Case((wide, noise(60)), label="large and small numbers"),

@@ -1,22 +1,21 @@
-"""Lab 10: the mistakes in online softmax and in the flash kernel that their checks know, and the words for each."""
+"""Lab 10: the mistakes in online softmax and in rounding that their checks know, and the words for each."""
 
 from __future__ import annotations
 
 from labkit.course.judge import Failure, Mistake
 from labkit.course.labs import _10_mistakes as wrong
 from labkit.course.labs._10_mistakes import Absorb
-from labkit.course.labs._kernel_mistakes import NO_KERNEL, With, beyond, far
-
-
-def formats_differ(failure: Failure) -> bool:
-    """Whether a product was asked for whose operands have two formats."""
-    return "must be same dtype" in failure.outcome.error
 
 
 def not_a_number(failure: Failure) -> bool:
     """Whether NaN came where none belongs."""
     parts = failure.got if isinstance(failure.got, tuple) else (failure.got,)
     return any(bool(part.isnan().any()) for part in parts)
+
+
+def bits_as_number(failure: Failure) -> bool:
+    """Whether bits came back as if they were a number: 1.0 is 16256, or a thousand million."""
+    return bool((failure.got.float().abs() > 1000 * failure.expected.float().abs()).all())
 
 
 ABSORB = (
@@ -31,6 +30,11 @@ ABSORB = (
         like=Absorb("total_kept"),
     ),
     Mistake(
+        "neither_shrunk",
+        "Old sums are relative to the old maximum. When the block raises it, multiply both by exp(old − new).",
+        like=Absorb("neither_shrunk"),
+    ),
+    Mistake(
         "upside_down",
         "The old sums were multiplied by exp(new − old). They were powers relative to the *old* maximum; relative to "
         "the new one they are exp(old − new) times as large, which is never above 1.",
@@ -43,10 +47,65 @@ ABSORB = (
         like=Absorb("block_maximum"),
     ),
     Mistake(
+        "global_max",
+        "That is one maximum for all queries. Each has its own: the largest of its row, `amax(dim=-1)`.",
+        like=Absorb("global_max"),
+    ),
+    Mistake(
+        "of_the_block",
+        "The new powers are relative to the block's own maximum, and the old sums to the higher of the two. Subtract "
+        "the same number on both sides.",
+        like=Absorb("of_the_block"),
+    ),
+    Mistake(
+        "of_the_old",
+        "The new powers are relative to the old maximum. Where the block raises it, everything is relative to the new "
+        "one: exp(score − new).",
+        like=Absorb("of_the_old"),
+    ),
+    Mistake(
+        "new_shrunk_too",
+        "The new powers were multiplied by exp(old − new) as well. They are relative to the new maximum already: only "
+        "the old sums shrink.",
+        like=Absorb("new_shrunk_too"),
+    ),
+    Mistake(
+        "softmax_of_the_block",
+        "A softmax of the block divides by the block's own sum. A share can be told only when all keys are known: take "
+        "exp(score − new).",
+        like=Absorb("softmax"),
+    ),
+    Mistake(
+        "no_exponential",
+        "The old sums were multiplied by old − new itself. They are sums of powers: the factor is exp(old − new).",
+        like=Absorb("no_exponential"),
+    ),
+    Mistake(
         "no_maximum",
         "Nothing is subtracted before the exponential. It is right for small scores, and infinite for scores of "
         "hundreds.",
         like=Absorb("no_maximum"),
+    ),
+    Mistake(
+        "large_for_infinite",
+        "A large negative number stands for −∞. A query that has seen nothing then counts masked keys, with "
+        "exp(0) = 1 each.",
+        like=Absorb("large_for_infinite"),
+    ),
+    Mistake(
+        "returns_finite",
+        "0 came back for −∞, as if a key with the score 0 had been seen. Use the stand-in only inside exp.",
+        like=Absorb("returns_finite"),
+    ),
+    Mistake(
+        "total_all",
+        "All queries' powers were added into one sum: `sum()` without an axis. Each query has its own: `sum(-1)`.",
+        like=Absorb("total_all"),
+    ),
+    Mistake(
+        "scores_for_powers",
+        "The values were weighted with the scores themselves. Their weights are the powers: powers @ values.",
+        like=Absorb("scores"),
     ),
     Mistake(
         "maximum_not_kept",
@@ -80,111 +139,94 @@ ABSORB = (
     ),
 )
 
-FLASH_KERNEL = (
+STOCHASTIC_ROUND = (
     Mistake(
-        "out_not_shrunk",
-        "Right while the first tile holds the highest score. When a later tile raises the maximum, `out` must shrink "
-        "by exp(old − new) as `total` does.",
-        like=With(wrong.flash, WRONG="out_not_shrunk"),
+        "to_nearest",
+        "That is rounding to nearest: the noise has no part in it, and a small update is lost every time.",
+        like=wrong.round_to_nearest,
     ),
     Mistake(
-        "total_not_shrunk",
-        "Right while the first tile holds the highest score. When a later tile raises the maximum, `total` must shrink "
-        "by exp(old − new) as `out` does.",
-        like=With(wrong.flash, WRONG="total_not_shrunk"),
+        "cut_off",
+        "Every number moves towards zero: the noise was not used, or cannot carry (`|`, `^`). Add it to the bits "
+        "before clearing.",
+        like=wrong.round_cut_off,
     ),
     Mistake(
-        "maximum_forgotten",
-        "Only the last tile of keys counts: `top` still is −∞ in every tile, so what was summed before is multiplied "
-        "by exp(−∞) = 0. End the loop with top = higher.",
-        like=With(wrong.flash, WRONG="maximum_forgotten"),
+        "rounded_twice",
+        "The noise was added, and the conversion to bfloat16 then rounded to nearest on top of it: half a step too "
+        "much, on average. Clear the lower 16 bits before the conversion, so that it has nothing to round.",
+        like=wrong.round_twice,
     ),
     Mistake(
-        "padding_counts",
-        "Keys beyond the last take part: they are loaded as zeros, so their score is 0, and exp(0 − max) goes into the "
-        "sum. Scores of lanes without a key must be minus infinity.",
-        like=With(wrong.flash, WRONG="padding_counts"),
+        "subtracted",
+        "The noise was subtracted: the larger it is, the further *down* the number goes. Added to the bits, it carries "
+        "over into the upper half as often as the lower half is full.",
+        like=wrong.round_subtracts,
     ),
     Mistake(
-        "masked_with_zero",
-        "What a query may not see got the score 0. That is a score like any other; minus infinity is none.",
-        like=With(wrong.flash, WRONG="masked_with_zero"),
+        "added_to_the_number",
+        "The noise was added to the number, not to its bits. The distance between two bfloat16 grows with the number; "
+        "the lower 16 bits are a share of that distance, whatever it is.",
+        like=wrong.round_adds_numbers,
     ),
     Mistake(
-        "not_causal", "With CAUSAL, query s must not see keys after s.", like=With(wrong.flash, WRONG="not_causal")
+        "relative_noise",
+        "A noise in proportion to the number is near, and not it: the distance of neighbours doubles at every power of "
+        "two and is the same in between. `x.view(torch.int32)` gives the bits.",
+        like=wrong.round_relative,
     ),
     Mistake(
-        "not_itself",
-        "A query sees its own key, too: key <= row, not <.",
-        like=With(wrong.flash, WRONG="not_itself"),
+        "cut_before",
+        "The lower bits were cleared before the noise came: then it cannot carry over as often as they ask.",
+        like=wrong.round_after_cut,
     ),
     Mistake(
-        "the_future",
-        "Turned around: each query sees the keys after it.",
-        like=With(wrong.flash, WRONG="the_future"),
+        "half_the_noise",
+        "Only half of the noise was added, so that numbers rarely go up. All 16 bits of it belong to the lower half.",
+        like=wrong.round_half_the_noise,
     ),
     Mistake(
-        "rows_of_the_tile",
-        "Right in the first tile of queries. Compare keys with the query's number in the whole sequence, `row`, not "
-        "with its place in the tile.",
-        like=With(wrong.flash, WRONG="rows_of_the_tile"),
-    ),
-    Mistake("not_scaled", "The scores were not multiplied by `scale`.", like=With(wrong.flash, WRONG="not_scaled")),
-    Mistake(
-        "not_divided",
-        "`out` was stored as it is. At the end it has to be divided by the sum of the powers.",
-        like=With(wrong.flash, WRONG="not_divided"),
+        "strictly_more",
+        "One noise in 65536 is wrong: L + noise = 65536 goes up, too: >=, not >.",
+        like=wrong.round_strictly_more,
     ),
     Mistake(
-        "divided_in_every_tile",
-        "Each tile was divided by its own sum. A share can be told only when all keys are known: divide after the "
-        "loop.",
-        like=With(wrong.flash, WRONG="divided_in_every_tile"),
+        "at_65535",
+        "One noise in 65536 is wrong: the sum must reach 65536. With 65535, even a number that bfloat16 has can go up.",
+        like=wrong.round_at_65535,
     ),
     Mistake(
-        "whole_tiles_only",
-        "A tile of keys that is not full is left out. The loop goes to K, in steps of BLOCK_K, and masks the rest.",
-        like=With(wrong.flash, WRONG="whole_tiles_only"),
+        "other_end",
+        "Right on average, for other noises than asked for: up exactly if L + noise is 65536 or more, not if noise is "
+        "below L.",
+        like=wrong.round_other_end,
     ),
     Mistake(
-        "always_the_first_tile",
-        "Every program works on the first tile of queries, and the rest of the result is never written.",
-        like=With(wrong.flash, WRONG="always_the_first_tile"),
+        "towards_plus",
+        "Below zero the noise was subtracted. The bits hold a sign and a size: adding to them goes away from zero on "
+        "both sides, as it should.",
+        like=wrong.round_towards_plus,
     ),
     Mistake(
-        "powers_stay_wide",
-        "Right in float32. In 16 bits the powers are still float32 and v is not, and `tl.dot` takes two operands of "
-        "one format: `powers.to(v.dtype)` in the product, but not in the sum.",
-        like=With(wrong.flash, WRONG="powers_stay_wide"),
-        when=formats_differ,
+        "centered",
+        "Half of the range was subtracted from the noise. What is cleared afterwards cuts off, so the noise must be 0 "
+        "or more.",
+        like=wrong.round_centered,
     ),
     Mistake(
-        "reads_beyond",
-        "Your kernel reads beyond the end of a tensor: the loads of k and v need the mask `(key < K)[:, None]`, with "
-        "other=0.0.",
-        when=beyond("reads"),
+        "bits_as_number",
+        "The bits were converted as if they were a number. `.view(torch.float32)` reads them as the float they are.",
+        like=wrong.round_bits_as_number,
+        when=bits_as_number,
     ),
     Mistake(
-        "writes_beyond",
-        "Your kernel writes beyond the end of the result: the store needs the mask `(row < S)[:, None]`.",
-        when=beyond("writes"),
+        "still_float32",
+        "The values are those of bfloat16 and the format is still float32: four bytes each.",
+        like=wrong.round_stays_wide,
     ),
     Mistake(
-        "reads_and_writes_beyond",
-        "Your kernel reads and writes beyond the end of its tensors: loads and store need their masks.",
-        when=beyond("reads", "writes"),
-    ),
-    Mistake(
-        "far_away",
-        "Your kernel was stopped just before it would have touched memory far away from its tensors. Row r of a "
-        "[rows, D] tensor begins at r · D; pointers move by elements, not by bytes.",
-        when=far,
-    ),
-    NO_KERNEL,
-    Mistake(
-        "not_a_number",
-        "There is NaN in the result. Either part of it was never written (the check puts NaN there beforehand), or "
-        "−∞ − (−∞) was computed: a row needs one visible key in the first tile that it walks over.",
-        when=not_a_number,
+        "value_not_bits",
+        "`.to(torch.int32)` converts the *number*. Its bits are `x.view(torch.int32)`.",
+        like=wrong.round_of_integers,
     ),
 )

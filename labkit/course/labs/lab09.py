@@ -1,7 +1,8 @@
 """Lab 09: the MoE layer as three kernels, forward and backward. Its exercises and words that help.
 
 What they are tested on lies in `_09_cases`, right answers in `_09_answers`, the mistakes that their checks know in
-`_09_words` and `_09_more_words`, as `_09_mistakes` makes them. Kernels are launched by `kernels.guard`.
+`_09_words`, `_09_map_words`, `_09_more_words` and `_09_gradient_words`, as `_09_mistakes` and `_09_orders` make them.
+Kernels are launched by `kernels.guard`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from labkit.course.exercise import Exercise, Oracle
 from labkit.course.labs import Lab
 from labkit.course.labs import _09_answers as right
 from labkit.course.labs import _09_cases as inputs
+from labkit.course.labs import _09_gradient_words as gradient
+from labkit.course.labs import _09_map_words as maps
 from labkit.course.labs import _09_more_words as more
 from labkit.course.labs import _09_oracles as theirs
 from labkit.course.labs import _09_words as words
@@ -28,12 +31,12 @@ TILE_MAP = Exercise(
         "expert's tiles is it?",
         "Rounding up in whole numbers is (c + block_m - 1) // block_m. `a.repeat_interleave(n)` repeats each element "
         "of a as often as n says. A running sum minus the count itself is where each begins, for rows and for tiles "
-        "alike.",
-        "tiles_E as above; expert_M = arange(E).repeat_interleave(tiles_E); within_M = arange(len(expert_M)) - "
-        "(tiles_E.cumsum(0) - tiles_E)[expert_M]; the first row is (counts.cumsum(0) - counts)[expert_M] + within_M * "
-        "block_m.",
+        "alike. A `torch.arange` of your own needs device=counts.device.",
+        "tiles_E as above; expert_M = torch.arange(E, device=counts.device).repeat_interleave(tiles_E); within_M = "
+        "torch.arange(len(expert_M), device=counts.device) - (tiles_E.cumsum(0) - tiles_E)[expert_M]; the first row is "
+        "(counts.cumsum(0) - counts)[expert_M] + within_M * block_m.",
     ),
-    mistakes=words.TILE_MAP,
+    mistakes=maps.TILE_MAP,
     oracle=Oracle("torch.split, once by expert and once by tile", theirs.tile_map),
 )
 
@@ -47,7 +50,7 @@ GATHER = Exercise(
     cases=inputs.gather_cases,
     hints=(
         "Take `grouped_kernel` from above and ask of each line: does it speak of a row in expert order, or of the "
-        "token that stands there? Only one load changes.",
+        "token that stands there? One load is new, one changes.",
         "token = tl.load(token_ptr + row, mask=mine, other=0), and x's rows begin at x_ptr + token[:, None] * D. The "
         "expert, the ragged end and the store are as they were.",
         "In the loop: x = tl.load(x_ptr + token[:, None] * D + k[None, :], mask=mine[:, None] & (k < D)[None, :], "
@@ -94,7 +97,7 @@ TILE_ORDER = Exercise(
         "first = tile // (group * columns) * group; size = (rows - first).clamp(max=group); within = tile % (group * "
         "columns); return first + within % size, within // size.",
     ),
-    mistakes=words.TILE_ORDER,
+    mistakes=maps.TILE_ORDER,
     oracle=Oracle("Triton's swizzle2d", theirs.tile_order),
 )
 
@@ -115,7 +118,7 @@ WEIGHT_GRADIENT = Exercise(
         "rows and by its own width, other=0.0. Store, also when there are no rows, at out_ptr + expert * D * W + d[:, "
         "None] * d_stride + w[None, :] * w_stride.",
     ),
-    mistakes=more.WEIGHT_GRADIENT,
+    mistakes=gradient.WEIGHT_GRADIENT,
     oracle=Oracle("torch's own gradient of grouped_mm", theirs.weight_gradient, fits=theirs.multiples_of_four),
 )
 

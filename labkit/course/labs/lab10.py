@@ -1,7 +1,7 @@
 """Lab 10: where training memory goes, flash attention, and precision. Its exercises and words that help.
 
 What they are tested on lies in `_10_cases`, right answers in `_10_answers`, the mistakes that their checks know in
-`_10_words` and `_10_more_words`, as `_10_mistakes` makes them. Kernels are launched by `kernels.guard`.
+the `_10_…words`, as the `_10_…mistakes` make them. Kernels are launched by `kernels.guard`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from labkit.course.exercise import Exercise, Oracle
 from labkit.course.labs import Lab
 from labkit.course.labs import _10_answers as right
 from labkit.course.labs import _10_cases as inputs
+from labkit.course.labs import _10_flash_words as flash
 from labkit.course.labs import _10_more_words as more
 from labkit.course.labs import _10_oracles as theirs
 from labkit.course.labs import _10_words as words
@@ -114,7 +115,7 @@ FLASH_KERNEL = Exercise(
         "tl.dot(powers.to(v.dtype), v, input_precision='ieee'); top = higher. Then store out / total[:, None] with "
         "(row < S)[:, None].",
     ),
-    mistakes=more.FLASH_KERNEL,
+    mistakes=flash.FLASH_KERNEL,
     oracle=Oracle("torch's plain attention in float64", theirs.flash),
     rtol=2e-3,
     atol=2e-3,
@@ -136,7 +137,7 @@ STOCHASTIC_ROUND = Exercise(
         "bits = x.view(torch.int32) + noise; clear the lower half, bits & -65536 (that is 0xFFFF0000); then "
         ".view(torch.float32).to(torch.bfloat16), which has nothing left to round.",
     ),
-    mistakes=words.STOCHASTIC_ROUND,
+    mistakes=more.STOCHASTIC_ROUND,
     oracle=Oracle("torch's conversion, where nearest is meant", theirs.stochastic_round, fits=theirs.to_nearest),
     rtol=1e-6,
     atol=1e-38,

@@ -22,6 +22,10 @@ from labkit.kernels.bench.shapes import Shape, letters
 Say = Callable[[str], None]
 
 
+class DeviceLost(RuntimeError):
+    """A contestant broke the device for this process (an illegal address, say): nothing runs on it any more."""
+
+
 @dataclass
 class _Stand:
     """One contestant on one shape, while it is being prepared: what is timed and known of it, by mode."""
@@ -39,15 +43,21 @@ def measure(plan: Plan, say: Say = lambda line: None) -> Iterator[Result]:
     Args:
         say: told what is about to happen.
 
-    A contestant that fails is in the result with its reason; the rest goes on.
+    A contestant that fails is in the result with its reason; the rest goes on. One that breaks the device for the whole
+    process is named in the results of that shape and of all that follow, where nothing can be measured any more.
     """
     ceilings = Ceilings(plan.dtype, plan.device)
+    lost = ""
     for subject, shapes in plan.shapes.items():
         for shape in shapes:
-            say(f"{subject} {shape.name}: {letters(shape)} …")
+            if not lost:
+                say(f"{subject} {shape.name}: {letters(shape)} …")
             try:
-                results = _shape(plan, subject, shape, ceilings)
-            except Exception as error:  # out of memory for the inputs or the reference, or the device is lost
+                results = _nothing(plan, subject, shape, lost) if lost else _shape(plan, subject, shape, ceilings)
+            except DeviceLost as error:
+                lost = str(error)
+                results = _nothing(plan, subject, shape, lost)
+            except Exception as error:  # out of memory for the inputs or the reference
                 results = _nothing(plan, subject, shape, reason(error))
             _clean(plan.device)
             yield from results
@@ -63,6 +73,7 @@ def _shape(plan: Plan, subject: str, shape: Shape, ceilings: Ceilings) -> list[R
     stands = {}
     for name, make in plan.contestants(subject).items():
         stands[name] = _stand(plan, name, make, case, modes, wanted)
+        _alive(name, case.device)
     del wanted
     _clean(plan.device)
     return [_rounds(plan, subject, case, mode, stands, ceilings) for mode in modes]
@@ -93,6 +104,19 @@ def _stand(plan: Plan, name: str, make: Make, case: Any, modes: Sequence[str], w
             stand.absent[mode] = reason(error)
             _clean(case.device)
     return stand
+
+
+def _alive(name: str, device: torch.device) -> None:
+    """Raise DeviceLost if the device does not answer any more after a contestant's calls."""
+    try:
+        _settle(device)
+    except RuntimeError as error:
+        raise DeviceLost(f"{name} broke the device; leave it out with --without {name!r}. {reason(error)}") from error
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _note(call: Call, case: Any, modes: Sequence[str]) -> str:
