@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def soft_loss(
-    student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float
-) -> Tensor:
+def soft_loss(student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float) -> Tensor:
     target_BS = labels_BS[:, 1:]
     learned = target_BS != -100
     if not learned.any():
@@ -68,9 +66,7 @@ def prune(layer: Mapping[str, Tensor], used_E: Tensor, number: int, top_k: int) 
     return kept, min(top_k, number)
 
 
-def align(
-    anchor: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
+def align(anchor: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     def units(gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
         return torch.cat([*gate_up_2FD.chunk(2), down_DF.T], dim=1)
 

@@ -23,7 +23,9 @@ def _ids(seed: int, V: int, *shape: int) -> Tensor:
 
 
 def soft_cases(seed: int) -> list[Case]:
-    def case(at: int, sizes: tuple[int, int, int], T: float, hard: float, label: str, real: tuple[int, ...] = ()) -> Case:
+    def case(
+        at: int, sizes: tuple[int, int, int], T: float, hard: float, label: str, real: tuple[int, ...] = ()
+    ) -> Case:
         """`real`: how many tokens of each sequence have a label."""
         B, S, V = sizes
         labels_BS = _ids(at + 2, V, B, S)
@@ -162,7 +164,7 @@ def prune_cases(seed: int) -> list[Case]:
         Case((layer(seed + 10, 8, 3, 2), used_8, 4, 2), label="eight experts, four stay"),
         Case((layer(seed + 20, 8, 3, 2, bias=True), used_8.flip(0), 5, 2), label="with a selection bias"),
         Case((layer(seed + 30, 8, 4, 2, True, True), used_8, 3, 2), label="with a shared expert and a bias"),
-        Case((layer(seed + 40, 8, 4, 8, shared=True), used_8, 6, 2), label="a shared expert of width eight"),
+        Case((layer(seed + 40, 8, 3, 4, shared=True), used_8, 6, 2), label="a shared expert of eight rows"),
         Case((layer(seed + 50, 8, 8, 3), used_8.roll(3), 2, 4), label="fewer stay than a token chose"),
         Case((layer(seed + 60, 6, 3, 2), tied, 3, 2), label="equals: the lower number stays"),
         Case((layer(seed + 70, 4, 3, 2), used_8[:4], 4, 2), label="all stay"),
@@ -191,9 +193,11 @@ def align_cases(seed: int) -> list[Case]:
         one = expert(at, F, D)
         return Case((one, shuffled(at + 5, one, noise)), label=label)
 
+    ones = torch.ones(4, 1)
     swapped = (torch.tensor([[1.0], [5.0], [2.0], [7.0]]), torch.tensor([[3.0, -4.0]]))
     return [
         Case(((torch.tensor([[5.0], [1.0], [7.0], [2.0]]), torch.tensor([[-4.0, 3.0]])), swapped), label="two units"),
+        Case(((ones, torch.tensor([[3.0, -4.0]])), (ones, torch.tensor([[-4.0, 3.0]]))), label="told apart by down"),
         case(seed, 3, 4, 0.0, "three units, shuffled"),
         case(seed + 10, 6, 6, 0.0, "six units in width six"),
         case(seed + 20, 7, 5, 0.3, "seven units that differ a little"),

@@ -89,8 +89,6 @@ class Divergence:
             logq, logp = student_TV.softmax(-1).log_softmax(-1), teacher_TV.softmax(-1).log_softmax(-1)
         if wrong == "swapped":
             beta = 1 - beta
-        if wrong == "arguments_swapped":
-            logp, logq = logq, logp
         if wrong == "log_of_softmax":
             logq, logp = student_TV.softmax(-1).log(), teacher_TV.softmax(-1).log()
         if wrong == "small_number":
@@ -126,8 +124,6 @@ class Divergence:
             # twice: so that neither the value nor the gradient meets 0 · ∞
             apart = torch.where(logp == -math.inf, 0.0, logp - logm.masked_fill(logp == -math.inf, 0.0))
             each = logp.exp() * apart
-        if self.wrong == "nan_to_num":
-            each = (logp.exp() * (logp - logm)).nan_to_num(0.0, posinf=0.0, neginf=0.0)
         return each.mean(-1) if self.wrong == "vocabulary_mean" else each.sum(-1)
 
 

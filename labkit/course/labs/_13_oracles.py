@@ -20,9 +20,7 @@ def _trl() -> Callable[..., Tensor]:
     return GKDTrainer.generalized_jsd_loss
 
 
-def soft_loss(
-    student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float
-) -> Tensor:
+def soft_loss(student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float) -> Tensor:
     """TRL's loss at β = 0, which leaves T² out, and torch's cross-entropy, a share of each."""
     target_BS = labels_BS[:, 1:]
     if bool((target_BS == -100).all()):

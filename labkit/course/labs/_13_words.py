@@ -65,9 +65,8 @@ DIVERGENCE = (
     *known(
         Divergence,
         {
-            "swapped": "β was read the other way round. β = 0 is forward KL(teacher ‖ student), β = 1 the reverse.",
-            "arguments_swapped": "Student and teacher were exchanged everywhere. Forward KL weighs with the teacher's "
-            "probabilities; the student stands in the first argument here, as losses have it.",
+            "swapped": "Student and teacher were exchanged, or β was read the other way round, which is the same. "
+            "β = 0 is forward KL, weighed with the *teacher's* probabilities; the student is the first argument.",
             "mixture_reversed": "The mixture has β on the wrong side. m = β · teacher + (1 − β) · student.",
             "half_mixture": "The mixture is half and half whatever β is. m = β · teacher + (1 − β) · student.",
             "weights_reversed": "The mixture is right, its two divergences have each other's weights: "
@@ -89,9 +88,6 @@ DIVERGENCE = (
             "probabilities_twice": "Softmax was taken twice: its result is no logit.",
             "vocabulary_mean": "A divergence is a sum over the vocabulary; here it was averaged.",
             "one_number": "One number came back for all positions. Return [T]: who averages wants to leave some out.",
-            "nan_to_num": "`nan_to_num` repairs the value and not the gradient: where a token has probability 0, NaN "
-            "flows back through the branch that was not taken, or an infinite loss is reported as 0. Take `torch.where` "
-            "on what is multiplied.",
         },
     ),
     Mistake(
