@@ -7,6 +7,9 @@ RECIPE := pyproject.toml constraints.txt
 STAMP_LAB := $(VENV)/.labkit-lab
 STAMP_TEST := $(VENV)/.labkit-test
 STAMP_COLAB := $(VENV)/.labkit-colab
+STAMP_PEERS := $(VENV)/.labkit-peers
+# Where transformers finds torchao it imports it at once, seconds long and not in silence: it lies apart, for some tests.
+PEERS := torchao==0.18.0
 # What Colab ships of widgets, beside the environment's own: tests put this folder in front of it.
 COLAB_WIDGETS := ipywidgets==7.7.1 anywidget==0.9.21 ipython_genutils==0.2.0
 OLD_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
@@ -37,7 +40,7 @@ test: setup-test system ## set everything up, then lint and run all tests
 setup-lab: $(STAMP_LAB) ## only make the environment for the notebooks
 	@echo "✓ ready; for the labkit command: source $(BIN)/activate"
 
-setup-test: $(STAMP_TEST) $(STAMP_COLAB) ## only make the environment for the tests
+setup-test: $(STAMP_TEST) $(STAMP_COLAB) $(STAMP_PEERS) ## only make the environment for the tests
 
 $(BIN)/python:
 	@if [ ! -w . ]; then echo "✗ $(CURDIR) cannot be written; clone the course into a folder of yours"; exit 2; fi
@@ -68,6 +71,12 @@ $(STAMP_COLAB): Makefile | $(STAMP_TEST)
 	@echo "→ laying out the widgets that Colab ships, for one test"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
 	  --target $(VENV)/colab-widgets $(COLAB_WIDGETS)
+	@touch $@
+
+$(STAMP_PEERS): Makefile | $(STAMP_TEST)
+	@echo "→ laying out torchao, for the tests that compare with it"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --no-deps \
+	  --target $(VENV)/peers $(PEERS)
 	@touch $@
 
 # Two programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.

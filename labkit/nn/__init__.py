@@ -10,6 +10,7 @@ from labkit.nn.experts import Experts, SwiGLU
 from labkit.nn.hf_experts import use_kernels
 from labkit.nn.model import Block, Transformer
 from labkit.nn.moe import MoE
+from labkit.nn.quant import quantize
 from labkit.nn.router import Router
 from labkit.nn.tracing import Labelled, trace
 from labkit.nn.window import WindowModel
@@ -26,6 +27,7 @@ __all__ = [
     "SwiGLU",
     "Transformer",
     "WindowModel",
+    "quantize",
     "trace",
     "use_kernels",
 ]

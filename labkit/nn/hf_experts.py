@@ -45,11 +45,9 @@ def use_kernels(model: Any) -> Any:
     return model
 
 
-def _check(module: nn.Module) -> None:
-    """Raise ValueError unless a transformers experts module computes what our kernels do; looked at once a module."""
-    if getattr(module, "_labkit_checked", False):
-        return
-    faults = {
+def faults(module: nn.Module) -> list[str]:
+    """What keeps a transformers experts module from being SwiGLU of gate_up_proj [E, 2F, D] and down_proj [E, D, F]."""
+    found = {
         "has no gate": not getattr(module, "has_gate", True),
         "has biases": getattr(module, "has_bias", False),
         "stores its matrices transposed": getattr(module, "is_transposed", False),
@@ -57,8 +55,14 @@ def _check(module: nn.Module) -> None:
         "normalises its output": getattr(module, "has_post_expert_norm", False),
         "has an activation of its own": not _is_swiglu(module),
     }
-    told = [fault for fault, found in faults.items() if found]
-    if told:
+    return [fault for fault, is_so in found.items() if is_so]
+
+
+def _check(module: nn.Module) -> None:
+    """Raise ValueError unless a transformers experts module computes what our kernels do; looked at once a module."""
+    if getattr(module, "_labkit_checked", False):
+        return
+    if told := faults(module):
         raise ValueError(
             f"{type(module).__name__} {' and '.join(told)}; these kernels compute SwiGLU of gate_up_proj [E, 2F, D]. "
             "Keep transformers' own implementation for this model"
