@@ -115,7 +115,9 @@ said = {d: speak(teacher, ids_BS) for d, ids_BS in near.items()}
 for d in DOMAINS:
     at, (row, logits) = S // 2, (near[d][0].tolist(), said[d][0])
     top = logits[at].softmax(-1).topk(5)
-    words = [f"{tokenizer.decode([i])!r} {p:.0%}" for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
+    words = [
+        f"{tokenizer.decode([i])!r} {p:.0%}" for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
     print(f"{d:<11}…{tokenizer.decode(row[at - 7 : at + 1])[-24:]!r}\n{'':<12}→ {', '.join(words)}")
     print(f"{'':<12}the text: {tokenizer.decode([row[at + 1]])!r}")
 
@@ -123,7 +125,8 @@ for d in DOMAINS:
 # That is the idea of distillation (Hinton, Vinyals and Dean 2015): a wrong token with 20 % is another thing than one
 # with 0.001 %, and the text never tells. Its value depends on how much there is to tell. A position where the teacher
 # is sure of one token teaches what the text teaches.
-#
+
+# %% [markdown]
 # The **entropy** of the teacher's distribution counts that, in nats; its exponential is the number of tokens between
 # which it hesitates. In English, on average?
 
@@ -167,6 +170,12 @@ display(fig)
 # is a guess, and the student learns the guess.
 
 # %% [markdown]
+# There is another way to see it. The gradient of cross-entropy in the student's logits is *its probabilities minus a
+# one at the token that came*, and which one came was chance. With the teacher's probabilities in place of the one, the
+# gradient is what it would be on average over all continuations that the teacher holds possible. Less noise, then, and
+# the teacher's errors in exchange.
+
+# %% [markdown]
 # ### The student
 #
 # Claim 5 is about a student that is 25 times smaller (175B to 7B). Ours is a dense model, as deep as a small one should
@@ -185,7 +194,7 @@ def dense(width):
 
 
 size = model_params(teacher.config).total
-SMALL = min(map(dense, range(8, 513, 8)), key=lambda c: abs(model_params(c).total - size / TIMES))
+SMALL = min(map(dense, range(8, 513, 4)), key=lambda c: abs(model_params(c).total - size / TIMES))
 
 
 def fresh(seed, config=SMALL):
@@ -205,15 +214,40 @@ print(f"student: width {SMALL.d_model}, {model_params(SMALL).total:,} parameters
 #
 # $$ L = h \cdot \mathrm{CE}(\text{text}, q_1) + (1 - h) \cdot T^2 \cdot \mathrm{KL}(p_T \,\|\, q_T), \qquad
 # p_T = \mathrm{softmax}(z_{\text{teacher}} / T) . $$
-#
+
+# %% [markdown]
+# Three logits, softened. (They differ by the same amounts in all rows.)
+
+# %% tags=["nbval-check-output"]
+three = torch.tensor([6.0, 3.0, 0.0])
+for T in (0.5, 1.0, 2.0, 4.0, 100.0):
+    print(f"T = {T:5.1f}: " + ", ".join(f"{p:.4f}" for p in (three / T).softmax(-1)))
+
+# %% [markdown]
+# And the real teacher, at the English position of section 1, its 200 likeliest tokens in order:
+
+# %%
+with style.use():
+    fig, (axis,) = picture.new(size=(7.2, 2.8))
+    curves = {
+        T: (said["english"][0, S // 2] / T).softmax(-1).sort(descending=True).values[:200] for T in (1.0, 2.0, 4.0)
+    }
+    for (T, values), dash in zip(curves.items(), ("-", "--", ":"), strict=True):
+        axis.loglog(range(1, len(values) + 1), values.cpu(), dash, label=f"T = {T:.0f}")
+    axis.set(xlabel="rank of the token", ylabel="probability")
+    axis.legend()
+fig.alt = "Probability of the likeliest token, of the hundredth: " + "; ".join(
+    f"T = {T:.0f}: {v[0]:.3f}, {v[99]:.5f}" for T, v in curves.items()
+) + "."  # fmt: skip
+display(fig)
+
+# %% [markdown]
 # Why $T^2$? The gradient of the second term in the student's logits is $(q_T - p_T) / T$, and at high temperature the
 # two differ by about $1/T$ of what they did. The factor keeps $h$ meaning the same at every temperature.
 
 
 # %% exercise="13.soft_loss"
-def soft_loss(
-    student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float
-) -> Tensor:
+def soft_loss(student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, temperature: float, hard: float) -> Tensor:
     """Hinton's loss of a batch: hard · cross-entropy + (1 − hard) · T² · KL(teacher ‖ student), in nats.
 
     Both terms are means over the positions whose *next* token has a label. The cross-entropy is taken at temperature 1,
@@ -264,7 +298,7 @@ for T in (1.0, 2.0, 4.0):
 p_square = predict("13.square", "Without T²: size of the gradient at T = 8, against T = 1?", 0, 20, "%")
 
 # %%
-SCALE = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0]
+SCALE = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]
 untrained = speak(fresh(seed), near["english"])
 sizes = {}
 for T in SCALE:
@@ -286,9 +320,11 @@ lines = {
 display(figures.cost_curve(SCALE, lines, "temperature T (no unit)", "size of the gradient (T = 1 is 1)"))
 
 # %% [markdown]
-# With T² the size stays in the same region; without, it falls nearly as the third line. A loss that mixes both terms
-# and forgets the factor is, at a high temperature, a loss of the text alone.
-#
+# Hinton's argument holds where T is far above all logits: there the line with T² is level, and the one without falls as
+# 1/T². On the way there both fall further, because what a few tokens had is shared by thousands. A loss that mixes both
+# terms and forgets the factor is, at a high temperature, a loss of the text alone.
+
+# %% [markdown]
 # Is softer better for a language model? Hinton's classes were ten or a few thousand, and a picture has one right one.
 # Here the teacher is unsure by itself. Section 6 tries it.
 
@@ -322,6 +358,7 @@ def divergence(student_TV: Tensor, teacher_TV: Tensor, beta: float) -> Tensor:
 
     Returns [T].
     """
+
     ### BEGIN SOLUTION
     def kl(p: Tensor, logp: Tensor, logm: Tensor) -> Tensor:
         return torch.where(p == 0, 0.0, p * (logp - logm)).sum(-1)
@@ -342,7 +379,8 @@ divergence = check("13.divergence", divergence)
 # %% [markdown]
 # A teacher with two ways to go on: 41 tokens in a row, two peaks. The student can only make *one* peak, and choose its
 # place and its width. All of its possibilities are tried, and each divergence takes the one that it likes best.
-#
+
+# %% [markdown]
 # How much of its mass will the student of forward KL put into the valley between the peaks, tokens 17 to 24, where the
 # teacher has hardly any?
 
@@ -362,6 +400,9 @@ shapes = [(place / 2, width / 4) for place in range(8, 73) for width in range(4,
 family = torch.stack([peak(*shape) for shape in shapes])
 best = {b: shapes[int(divergence(family, two.expand_as(family), b).argmin())] for b in (0.0, 0.1, 0.5, 0.9, 1.0)}
 p_valley.against(100 * peak(*best[0.0]).softmax(-1)[17:25].sum().item())
+
+# %% [markdown]
+# The choice of every β, in numbers: the place of the peak, its width, its mass in the valley and beyond it.
 
 # %% tags=["nbval-check-output"]
 print(f"teacher: valley {two.softmax(-1)[17:25].sum():.0%}, the lower peak {two.softmax(-1)[25:].sum():.0%}")
@@ -388,8 +429,10 @@ display(fig)
 
 # %% [markdown]
 # Forward KL **covers**: rather a wrong token than one left out. A text drawn from that student falls into the valley
-# often. Reverse KL **chooses**: it writes only what the teacher might, and forgets the other way. For a language model
-# that is judged by its loss on a text, covering is right; one that is judged by what it writes may be better off
+# often. Reverse KL **chooses**: it writes only what the teacher might, and forgets the other way.
+
+# %% [markdown]
+# For a language model that is judged by its loss on a text, covering is right; one that is judged by what it writes may be better off
 # choosing. Nothing of this matters to a student that is large enough.
 
 # %% [markdown]
@@ -432,7 +475,10 @@ display(fig)
 # ## 4 · A teacher on disk
 #
 # A teacher need not run beside every student. It can read the text once, and what it says is kept. All of it? That is
-# two bytes for every token of the vocabulary, at every position: much more than the text. So only the $k$ likeliest
+# two bytes for every token of the vocabulary, at every position: much more than the text.
+
+# %% [markdown]
+# So only the $k$ likeliest
 # tokens are kept. In English, how much of the teacher's mass lies in its 8 likeliest?
 
 # %%
@@ -502,7 +548,7 @@ tail_bucket = check("13.tail_bucket", tail_bucket)
 # %% [markdown]
 # A teacher over twelve tokens; three are kept. A student that can say anything is trained with each loss until nothing
 # moves any more. If the kept tokens are *rescaled* to sum to one, how much mass will it leave to the nine others? The
-# teacher leaves them a good third.
+# teacher leaves them two fifths.
 
 # %%
 p_rest = predict("13.rest", "Rescaled: mass that the student leaves to the other nine?", 0, 60, "%")
@@ -528,6 +574,9 @@ for name, loss in WAYS.items():
     ended[name] = z.detach().softmax(-1)[0]
 p_rest.against(100 * ended["kept, rescaled"][3:].sum().item())
 
+# %% [markdown]
+# All three ends beside the teacher:
+
 # %% tags=["nbval-check-output"]
 print(f"{'teacher':<26} first {logp.exp()[0, 0]:.2f}, the other nine together {tail.exp().item():.2f}")
 for name, q in ended.items():
@@ -536,7 +585,9 @@ for name, q in ended.items():
 # %% [markdown]
 # Rescaling teaches that what was left out is impossible, and the student becomes too sure of itself by exactly the mass
 # that was left out. With the rest's mass the student is right about how much there is, and free in how to share it out.
-# (A third way draws $k$ tokens from the teacher instead of taking the likeliest: right on average, and noisy. Anshumann
+
+# %% [markdown]
+# Token by token it looks like this. (A third way draws $k$ tokens from the teacher instead of taking the likeliest: right on average, and noisy. Anshumann
 # et al. 2025; `write_cache(…, estimator="sampled")`.)
 
 # %%
@@ -554,12 +605,15 @@ fig.alt = "Mass beyond the kept tokens: teacher " + f"{tail.exp().item():.2f}; "
 display(fig)
 
 # %% [markdown]
-# Now the real one. The sizes of the whole experiment stand here: they decide how much the teacher has to read. Its text
+# Now the real teacher, on the text that the students will read.
+
+# %% [markdown]
+# The sizes of the whole experiment stand here: they decide how much the teacher has to read. Its text
 # goes into the file with what it says, so that a student cannot be taught about another text.
 
 # %%
 SEEDS = (0, 1, 2)
-STEPS, BATCH, RATE = (300, 64, 6e-3) if gpu else (8, 4, 4e-3)
+STEPS, BATCH, RATE = (300, 64, 6e-3) if gpu else (6, 4, 4e-3)
 EPOCHS, KEPT = (4, 64) if gpu else (2, 16)
 
 cache = write_cache(
@@ -616,7 +670,8 @@ display(Markdown("| | teacher | student | |\n|---|---|---|---|\n" + "\n".join(ro
 # %% [markdown]
 # A sparse teacher is cheap to listen to: it costs what it uses, not what it has. A dense one of the same size would be
 # dearer by the ratio of its parameters.
-#
+
+# %% [markdown]
 # Training is three forward passes a token, two of them for the backward. Distilling adds the teacher's reading, one
 # forward pass of the teacher. For that the student could have trained longer: how much longer?
 
@@ -638,6 +693,7 @@ def equal_steps(
             "num_experts" and "top_k" as usual. Without, these three are missing.
         students, epochs: 1 or more.
     """
+
     ### BEGIN SOLUTION
     def forward(model: dict[str, int]) -> int:
         active = model["dense"] + model["head"] + model.get("top_k", 0) * model.get("expert", 0)
@@ -690,7 +746,12 @@ print(f"{STEPS} steps with the teacher cost as much as {yours} without; with att
 # Sharing makes a teacher cheap. What remains of its price, for a student that is one of n and reads e epochs:
 
 # %%
-SHARED = {"alone": (1, 1), "3 students": (3, 1), f"{EPOCHS} epochs": (1, EPOCHS), f"3 students, {EPOCHS} epochs": (3, EPOCHS)}
+SHARED = {
+    "alone": (1, 1),
+    "3 students": (3, 1),
+    f"{EPOCHS} epochs": (1, EPOCHS),
+    f"3 students, {EPOCHS} epochs": (3, EPOCHS),
+}
 reading = per_token(teacher.config) / (3 * per_token(SMALL))
 with style.use():
     fig, (axis,) = picture.new(size=(7.6, 2.1))
@@ -707,7 +768,10 @@ display(fig)
 
 # %% [markdown]
 # What is nowhere in this picture is the teacher's own training. If it has to be trained for the purpose, it is the
-# largest bar by far; if it is there anyway, it is free. Busbridge et al. (2025) come to the same parting of ways:
+# largest bar by far; if it is there anyway, it is free.
+
+# %% [markdown]
+# Busbridge et al. (2025) come to the same parting of ways:
 # distil if the teacher exists or serves many students, else train the student.
 
 # %% [markdown]
@@ -722,9 +786,16 @@ display(fig)
 #
 # The first two say whether a teacher helps per token. The first and the third say whether it pays.
 
+# %% [markdown]
+# Two predictions. Below zero in the first: the teacher wins, its price counted. The second is the claim's.
+
 # %%
 p_wins = predict("13.wins", "Loss with the teacher, minus alone at equal FLOPs?", -1, 1, "nats", step=0.01)
 p_gap = predict("13.gap", "Loss of the distilled student, above its teacher's?", 0, 300, "%")
+
+# %% [markdown]
+# `distill` trains a student with its teacher, and then a copy of the same start without one for as many FLOPs. There is
+# no way to ask it for the first alone.
 
 
 # %%
@@ -736,7 +807,10 @@ def heard(model):
 def one_seed(seed):
     """The four students of a seed."""
     text = lambda: TokenSource(files["train"], seed=seed)  # noqa: E731
-    made = {name: fresh(seed) for name in ("with the teacher", "alone, equal tokens", "alone, equal FLOPs", "from the cache")}
+    made = {
+        name: fresh(seed)
+        for name in ("with the teacher", "alone, equal tokens", "alone, equal FLOPs", "from the cache")
+    }
     result = distill(made["with the teacher"], teacher, text(), settings(seed))
     made["alone, equal FLOPs"] = result.alone
     train(made["alone, equal tokens"], text(), settings(seed))
@@ -751,6 +825,7 @@ found = {arm: [heard(students[s][arm]) for s in SEEDS] for arm in ARMS}
 
 # %% [markdown]
 # The mean over the four domains, each counting the same:
+
 
 # %%
 def mean(by_domain):
@@ -818,14 +893,15 @@ _ = claim(
     5, statistics.mean(gaps), low=min(gaps), high=max(gaps), runs=len(SEEDS),
     condition=(
         f"held-out loss, mean over four domains; {trained.whose} teacher of {size / 1e6:.2f} M parameters, student of "
-        f"{model_params(SMALL).total / 1e6:.2f} M, {STEPS * BATCH * S:,} tokens, {where}"
+        f"{model_params(SMALL).total / 1e6:.2f} M ({size / model_params(SMALL).total:.1f} times fewer), {STEPS * BATCH * S:,} tokens, {where}"
         + ("" if gpu else f"; {STEPS} steps: the mechanics, no verdict on distillation")
     ),
 )  # fmt: skip
 
 # %% [markdown]
 # ### Other losses
-#
+
+# %% [markdown]
 # T = 2, the reverse direction, Jensen–Shannon and half of the text's own loss, for one seed. Softer: better or worse?
 # All are judged by their loss on the text, at temperature 1.
 
@@ -864,16 +940,31 @@ fig.alt = "Loss minus that of forward KL at T = 1: " + ", ".join(
 display(fig)
 
 # %% [markdown]
-# At T = 2 the student spends its strength on the many tokens that are nearly impossible, and the language has thousands
-# of them. Reverse KL is not made for this judge: it leaves out what it cannot say, and a text that says it anyway is
-# expensive.
+# In words. Two things pull at T = 2: softer targets say more of the unlikely tokens, and a language has thousands of
+# those, on which a small student can spend all its strength. Reverse KL is not made for this judge: it may leave out
+# what it cannot say, and a text that says it anyway is expensive.
+
+
+# %%
+def compared(name):
+    """How a loss did against forward KL at T = 1, in words."""
+    off = ended[name] - start
+    return f"{name} is {abs(off):.3f} nats {'worse' if off > 0 else 'better'}" + (
+        "" if abs(off) > spread else ", which is less than seeds differ"
+    )
+
+
+display(Markdown("; ".join(compared(name) for name in OTHERS) + f". ({STEPS} steps, one seed.)"))
 
 # %% [markdown]
 # ## 7 · The student's own text
 #
 # A student that writes reads its own words, and their mistakes. It was trained on other people's. **On-policy**
 # distillation lets the student write and the teacher comment (GKD, algorithm 1): the divergence is taken on what the
-# student will really see. How much further from its teacher is it there than on real text?
+# student will really see.
+
+# %% [markdown]
+# How much further from its teacher is it there than on real text?
 
 # %%
 p_own = predict("13.own", "Divergence on the student's own text, over that on real text?", 0, 4, "×", step=0.05)
@@ -931,7 +1022,11 @@ display(fig)
 print(f"seconds: {took['more real text']:.1f} on real text, {took['its own text']:.1f} on its own")
 
 # %% [markdown]
-# Writing is slow: every token is a forward pass of its own. And a student that writes nonsense learns what its teacher
+# Writing is slow: every token is a forward pass of its own, and the teacher reads what nobody can keep for another
+# student: this text exists for one student, at one moment.
+
+# %% [markdown]
+# And a student that writes nonsense learns what its teacher
 # thinks of nonsense; GKD starts from one that can write already. What it buys is to be had where the student's own text
 # matters, in long answers, and hardly in a loss on given text.
 
@@ -939,7 +1034,10 @@ print(f"seconds: {took['more real text']:.1f} on real text, {took['its own text'
 # ## 8 · Fewer experts
 #
 # The other road to a small model needs no training at first: cut it out of the large one. A sparse model shows where:
-# experts that are seldom chosen. Which are they is told by `Routing` records of text like that which will be read.
+# experts that are seldom chosen.
+
+# %% [markdown]
+# Which are they is told by `Routing` records of text like that which will be read.
 
 # %%
 CALIBRATION, BRIEF = (32_768, 32_768) if gpu else (1024, 512)  # tokens to count use on; to judge by
@@ -963,9 +1061,7 @@ display(figures.load_bars(records[0], "Load of the first layer's experts"))
 
 
 # %% exercise="13.prune"
-def prune(
-    layer: dict[str, Tensor], used_E: Tensor, number: int, top_k: int
-) -> tuple[dict[str, Tensor], int]:
+def prune(layer: dict[str, Tensor], used_E: Tensor, number: int, top_k: int) -> tuple[dict[str, Tensor], int]:
     """A sparse layer with its `number` most used experts, and the top_k that it can still have.
 
     Those that stay keep the order of their numbers. Between equally used ones the lower number stays.
@@ -1008,7 +1104,10 @@ print("yours and labkit's are the same:", all(same), "· tensors missing:", len(
 
 # %% [markdown]
 # By what should use be counted: by how many tokens chose an expert, or by the scores that they gave it? And is either
-# better than throwing dice? Nobody is trained again here. With half of the experts left, by scores: how much is the
+# better than throwing dice? Nobody is trained again here.
+
+# %% [markdown]
+# With half of the experts left, by scores: how much is the
 # loss above the teacher's?
 
 # %%
@@ -1057,7 +1156,10 @@ display(fig)
 #
 # Instead of throwing experts away one can *average* them with those that stay. But an expert's hidden units can stand
 # in any order: exchange two of them, gate row, up row and down column together, and it computes the same. Two experts
-# may be equal and look nothing alike. Before weights are averaged the units must be brought into the same order (Git
+# may be equal and look nothing alike.
+
+# %% [markdown]
+# Before weights are averaged the units must be brought into the same order (Git
 # Re-Basin, Ainsworth et al. 2023; for experts M-SMoE, Li et al. 2024).
 
 
@@ -1076,6 +1178,7 @@ def align(anchor: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[
 
     Returns the other's pair, reordered.
     """
+
     ### BEGIN SOLUTION
     def units(gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
         return torch.cat([*gate_up_2FD.chunk(2), down_DF.T], dim=1)
@@ -1095,6 +1198,18 @@ def align(anchor: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[
 
 # %% check="13.align"
 align = check("13.align", align)
+
+# %% [markdown]
+# By hand first: two units in width one. The other expert has them the other way round.
+
+# %% tags=["nbval-check-output"]
+ours = (torch.tensor([[5.0], [1.0], [7.0], [2.0]]), torch.tensor([[-4.0, 3.0]]))  # gate 5 1, up 7 2
+theirs = (torch.tensor([[1.0], [5.0], [2.0], [6.0]]), torch.tensor([[3.0, -4.0]]))
+gate_up, down = align(ours, theirs)
+x = torch.tensor([[0.3]])
+print("gate", gate_up[:2, 0].tolist(), "up", gate_up[2:, 0].tolist(), "down", down[0].tolist())
+print("computes", round(reference.swiglu(x, *theirs).item(), 4), "before,", end=" ")
+print(round(reference.swiglu(x, gate_up, down).item(), 4), "after")
 
 # %% [markdown]
 # An expert of the teacher, and a copy of it whose units are shuffled: the same function. Their weights are averaged.
@@ -1136,9 +1251,9 @@ pruned = prune_by_use(teacher, records, E // 2, by="scores")
 p_merge.against(judged(merged) - judged(pruned))
 
 # %% [markdown]
-# A merged expert is the average of functions that do different things for different tokens, which is seldom one that
-# does any of them well. Pruning at least leaves those that stay what they were (REAP, Lasby et al. 2025, argues so, too,
-# for models that write).
+# If merging lost: an average of functions that do different things for different tokens is seldom one that does any of
+# them well, and pruning leaves those that stay what they were. (REAP, Lasby et al. 2025, argues so for models that
+# write.) If it won: then there were experts that did nearly the same.
 
 # %% [markdown]
 # ## 9 · Cut first, then learn
@@ -1146,7 +1261,8 @@ p_merge.against(judged(merged) - judged(pruned))
 # Surgery gives a start, and distillation is good at the rest: the teacher is at hand and the student nearly knows. A
 # sparse model can also be made **dense**: its most used experts side by side in one feed-forward layer, each scaled by
 # its mean score (after OneS, Xue et al. 2022). That one needs no router at all.
-#
+
+# %% [markdown]
 # All go through a few steps with the teacher, and their copies through as many FLOPs without. Of the loss that pruning
 # added, what share is back after the steps with the teacher?
 
@@ -1154,7 +1270,7 @@ p_merge.against(judged(merged) - judged(pruned))
 p_back = predict("13.back", "Share of the added loss that is back, pruned, with the teacher?", 0, 100, "%")
 
 # %%
-MEND, SIDE = {"steps": 100, "batch": 32} if gpu else {"steps": 3, "batch": 4}, 2
+MEND, SIDE = {"steps": 100, "batch": 32} if gpu else {"steps": 2, "batch": 4}, 2
 flat = densify(teacher, records, experts=SIDE)
 STARTS = {
     "pruned": pruned, "merged": merged, f"dense, {SIDE} experts": flat, "dense, at random": fresh(seed, flat.config)
