@@ -44,7 +44,6 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
@@ -86,7 +85,7 @@ work = Path(scratch.name)
 # and teacher must share a vocabulary, or their probabilities are about different things.
 
 # %%
-BYTES = 6_000_000 if gpu else 70_000  # of text, each domain
+BYTES = 6_000_000 if gpu else 50_000  # of text, each domain
 S, HELD = (256, 131_072) if gpu else (64, 1024)  # tokens of a window; held-out tokens in all
 FEW = 16 if gpu else 2  # windows of each domain that are looked at closely
 
@@ -154,7 +153,7 @@ with style.use():
     fig, (axis,) = picture.new(size=(7.4, 3.0))
     axis.boxplot(
         [v.cpu().numpy() for v in unsure.values()], orientation="vertical", showfliers=False, showmeans=True,
-        meanprops={"marker": "o", "markerfacecolor": style.PALETTE[0]}, medianprops={"color": style.INK},
+        meanprops={"marker": "o", "markerfacecolor": style.PALETTE[0], "markeredgecolor": style.PALETTE[0]}, medianprops={"color": style.INK},
     )  # fmt: skip
     axis.plot(range(1, len(DOMAINS) + 1), [teacher_loss[d] for d in DOMAINS], "x", color=style.LIT, label="loss")
     axis.set_xticks(range(1, len(DOMAINS) + 1), DOMAINS)
@@ -415,7 +414,7 @@ for b, (place, width) in best.items():
 
 # %%
 with style.use():
-    fig, axes = picture.new(1, 3, size=(9.6, 2.5))
+    fig, axes = picture.new(columns=3, size=(9.6, 2.6))
     for axis, (b, name) in zip(axes, ((0.0, "forward KL"), (0.5, "β = 0.5"), (1.0, "reverse KL")), strict=True):
         axis.fill_between(places, two.softmax(-1), color=style.GREY, alpha=0.6, label="teacher")
         axis.plot(places, peak(*best[b]).softmax(-1), color=style.PALETTE[0], label="student")
@@ -432,8 +431,8 @@ display(fig)
 # often. Reverse KL **chooses**: it writes only what the teacher might, and forgets the other way.
 
 # %% [markdown]
-# For a language model that is judged by its loss on a text, covering is right; one that is judged by what it writes may be better off
-# choosing. Nothing of this matters to a student that is large enough.
+# For a language model that is judged by its loss on a text, covering is right; one that is judged by what it writes may
+# be better off choosing. Nothing of this matters to a student that is large enough.
 
 # %% [markdown]
 # One more trap. Is a small β nearly forward KL, because β = 0 is? Take β = 0.01, and the real teacher and an untrained
@@ -468,8 +467,8 @@ display(fig)
 
 # %% [markdown]
 # It vanishes towards both ends. Only divided by β does it near forward KL. A setting of β = 0.01 trains with a loss a
-# hundred times smaller than β = 0, and Adam, which divides by the gradient's size, hides that until a second loss stands
-# beside it.
+# hundred times smaller than β = 0, and Adam, which divides by the gradient's size, hides that until a second loss
+# stands beside it.
 
 # %% [markdown]
 # ## 4 · A teacher on disk
@@ -587,8 +586,8 @@ for name, q in ended.items():
 # that was left out. With the rest's mass the student is right about how much there is, and free in how to share it out.
 
 # %% [markdown]
-# Token by token it looks like this. (A third way draws $k$ tokens from the teacher instead of taking the likeliest: right on average, and noisy. Anshumann
-# et al. 2025; `write_cache(…, estimator="sampled")`.)
+# Token by token it looks like this. (A third way draws $k$ tokens from the teacher instead of taking the likeliest:
+# right on average, and noisy. Anshumann et al. 2025; `write_cache(…, estimator="sampled")`.)
 
 # %%
 with style.use():
@@ -613,7 +612,7 @@ display(fig)
 
 # %%
 SEEDS = (0, 1, 2)
-STEPS, BATCH, RATE = (300, 64, 6e-3) if gpu else (6, 4, 4e-3)
+STEPS, BATCH, RATE = (300, 64, 6e-3) if gpu else (5, 4, 4e-3)
 EPOCHS, KEPT = (4, 64) if gpu else (2, 16)
 
 cache = write_cache(
@@ -747,7 +746,7 @@ print(f"{STEPS} steps with the teacher cost as much as {yours} without; with att
 
 # %%
 SHARED = {
-    "alone": (1, 1),
+    "1 student": (1, 1),
     "3 students": (3, 1),
     f"{EPOCHS} epochs": (1, EPOCHS),
     f"3 students, {EPOCHS} epochs": (3, EPOCHS),
@@ -760,7 +759,7 @@ with style.use():
     axis.barh(list(SHARED), price, left=1.0, color=style.PALETTE[1], label="the teacher's reading")
     axis.set(xlabel="FLOPs (the student's own are 1)")
     axis.invert_yaxis()
-    axis.legend(loc="lower right")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = "FLOPs of the teacher's reading, the student's own being 1: " + ", ".join(
     f"{name} {value:.2f}" for name, value in zip(SHARED, price, strict=True)
 ) + "."  # fmt: skip
@@ -878,9 +877,12 @@ with style.use():
     axis.set_xticks(range(len(DOMAINS)), DOMAINS)
     axis.set(ylabel="loss above the teacher's (%)")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+above = {
+    arm: {d: 100 * (statistics.mean(each[d] for each in seeds) / teacher_loss[d] - 1) for d in DOMAINS}
+    for arm, seeds in found.items()
+}
 fig.alt = "Loss above the teacher's: " + "; ".join(
-    f"{arm}: " + ", ".join(f"{d} {100 * (statistics.mean(e[d] for e in s) / teacher_loss[d] - 1):.0f} %" for d in DOMAINS)
-    for arm, s in found.items()
+    f"{arm}: " + ", ".join(f"{d} {value:.0f} %" for d, value in by_domain.items()) for arm, by_domain in above.items()
 ) + "."  # fmt: skip
 display(fig)
 
@@ -893,7 +895,8 @@ _ = claim(
     5, statistics.mean(gaps), low=min(gaps), high=max(gaps), runs=len(SEEDS),
     condition=(
         f"held-out loss, mean over four domains; {trained.whose} teacher of {size / 1e6:.2f} M parameters, student of "
-        f"{model_params(SMALL).total / 1e6:.2f} M ({size / model_params(SMALL).total:.1f} times fewer), {STEPS * BATCH * S:,} tokens, {where}"
+        f"{model_params(SMALL).total / 1e6:.2f} M ({size / model_params(SMALL).total:.1f} times fewer), "
+        f"{STEPS * BATCH * S:,} tokens, {where}"
         + ("" if gpu else f"; {STEPS} steps: the mechanics, no verdict on distillation")
     ),
 )  # fmt: skip

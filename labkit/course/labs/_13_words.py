@@ -115,7 +115,7 @@ TAIL_BUCKET = (
             "looks like one of 10⁻⁸, and has no gradient. Sum the rest itself, with logsumexp.",
             "students_top": "The student's own likeliest tokens were looked at. Teacher and student are compared on "
             "the tokens that the *teacher* kept: gather them by ids_TK.",
-            "rest_of_the_students_top": "The student's rest is what is left besides the *teacher's* tokens, not besides "
+            "rest_of_the_students_top": "The student's rest is all but the *teacher's* tokens, not all but "
             "its own likeliest.",
             "mean_of_the_rest": "The rest's mass was divided by its number of tokens. It is one outcome: their sum.",
             "logits_for_logs": "The student's logits went in where log-probabilities belong: log_softmax first, over "

@@ -124,7 +124,7 @@ ALIGN = Exercise(
     hints=(
         "Make one row for each unit, of everything that belongs to it. Then it is a table of inner products, and pairs "
         "are taken from the largest on.",
-        "rows = torch.cat([gate, up, down.T], dim=1) for both experts; alike = anchor's rows @ other's rows.T. F times: "
+        "rows = torch.cat([gate, up, down.T], dim=1) for both experts; alike = anchor's rows @ other's.T. F times: "
         "place, unit = divmod(int(alike.argmax()), F); order[place] = unit; fill that row and that column with −∞.",
         "gate, up = gate_up.chunk(2); return torch.cat([gate[order], up[order]]), down[:, order]: rows of gate and of "
         "up, columns of down, all in the same order.",
