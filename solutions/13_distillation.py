@@ -153,7 +153,8 @@ with style.use():
     fig, (axis,) = picture.new(size=(7.4, 3.0))
     axis.boxplot(
         [v.cpu().numpy() for v in unsure.values()], orientation="vertical", showfliers=False, showmeans=True,
-        meanprops={"marker": "o", "markerfacecolor": style.PALETTE[0], "markeredgecolor": style.PALETTE[0]}, medianprops={"color": style.INK},
+        meanprops={"marker": "o", "markerfacecolor": style.PALETTE[0], "markeredgecolor": "white"},
+        medianprops={"color": style.INK},
     )  # fmt: skip
     axis.plot(range(1, len(DOMAINS) + 1), [teacher_loss[d] for d in DOMAINS], "x", color=style.LIT, label="loss")
     axis.set_xticks(range(1, len(DOMAINS) + 1), DOMAINS)

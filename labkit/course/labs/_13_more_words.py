@@ -40,7 +40,7 @@ EQUAL_STEPS = known(
         "upside_down": "That is fewer steps than with the teacher. Without one every step is cheaper, so the same "
         "FLOPs buy more.",
         "rounded_up": "Rounded up: the last step is not paid for in full. Round down.",
-        "rounded_early": "The ratio was rounded before it was multiplied by the steps. Multiply first, round at the end.",
+        "rounded_early": "The ratio was rounded before it was multiplied by the steps. Multiply first, round last.",
         "not_whole": "A number of steps is whole: round down, with // or int(…).",
     },
 )
