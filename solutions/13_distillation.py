@@ -1043,7 +1043,7 @@ print(f"seconds: {took['more real text']:.1f} on real text, {took['its own text'
 # Which are they is told by `Routing` records of text like that which will be read.
 
 # %%
-CALIBRATION, BRIEF = (32_768, 32_768) if gpu else (1024, 512)  # tokens to count use on; to judge by
+CALIBRATION, BRIEF = (32_768, 32_768) if gpu else (1024, 256)  # tokens to count use on; to judge by
 sample = evaluation(files["train"], S, CALIBRATION, batch=64)
 labelled = Labelled(torch.cat([b.ids_BS for b in sample]), sum((b.domains for b in sample), ()))
 records = trace(teacher, labelled, batch_size=32)
