@@ -323,8 +323,8 @@ display(figures.cost_curve(SCALE, lines, "temperature T (no unit)", "size of the
 
 # %% [markdown]
 # Hinton's argument holds where T is far above all logits: there the line with T² is level, and the one without falls as
-# 1/T². On the way there both fall further, because what a few tokens had is shared by thousands. A loss that mixes both
-# terms and forgets the factor is, at a high temperature, a loss of the text alone.
+# 1/T². On the way there, beyond T = 1, both fall further, because what a few tokens had is shared by thousands. A loss
+# that mixes both terms and forgets the factor is, at a high temperature, a loss of the text alone.
 
 # %% [markdown]
 # Is softer better for a language model? Hinton's models told digits, sounds and pictures apart, and mostly one answer
@@ -796,7 +796,7 @@ display(fig)
 
 # %%
 p_wins = predict("13.wins", "Loss with the teacher, minus alone at equal FLOPs?", -2, 2, "nats", step=0.01)
-p_gap = predict("13.gap", "Loss of the distilled student, above its teacher's?", 0, 400, "%")
+p_gap = predict("13.gap", "Loss of the distilled student, above its teacher's?", 0, 500, "%")
 
 # %% [markdown]
 # `distill` trains a student with its teacher, and then a copy of the same start without one for as many FLOPs. There is
