@@ -618,7 +618,7 @@ display(fig)
 
 # %%
 SEEDS = (0, 1, 2) if gpu else (0, 1)
-STEPS, BATCH, RATE = (160, 64, 6e-3) if gpu else (3, 2, 4e-3)
+STEPS, BATCH, RATE = (120, 64, 6e-3) if gpu else (3, 2, 4e-3)
 EPOCHS, KEPT = (4, 64) if gpu else (2, 16)
 
 cache = write_cache(
@@ -1315,7 +1315,7 @@ p_merge.against(judged(merged) - judged(pruned))
 p_back = predict("13.back", "Share of the added loss that is back, pruned, with the teacher?", 0, 100, "%")
 
 # %%
-MEND, SIDE = {"steps": 60, "batch": 32} if gpu else {"steps": 2, "batch": 2}, 2
+MEND, SIDE = {"steps": 45, "batch": 32} if gpu else {"steps": 2, "batch": 2}, 2
 flat = densify(teacher, records, experts=SIDE)
 STARTS = {
     "pruned": pruned, "merged": merged, f"dense, {SIDE} experts": flat, "dense, at random": fresh(seed, flat.config)

@@ -7,6 +7,7 @@ import inspect
 import os
 import textwrap
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -75,6 +76,8 @@ def _remark(exercise: Exercise, answer: Callable[..., Any], verdict: Verdict) ->
         answer._labkit_checked = exercise.id  # type: ignore[attr-defined]
     if not verdict.passed or exercise.oracle is None:
         return ""
+    if (needs := exercise.oracle.needs) and find_spec(needs) is None:
+        return f"Not compared with {exercise.oracle.name}: there is no {needs} here (`pip install {needs}`)."
     try:
         if not (count := exercise.against_oracle(answer)):
             return f"{exercise.oracle.name} of the version installed here can answer none of them: no comparison."

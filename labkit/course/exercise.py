@@ -17,12 +17,14 @@ GRADING_SEEDS = (1009, 2003, 3001)
 class Oracle:
     """An implementation that this project did not write: its name, and a call with the exercise's own arguments.
 
-    `fits` says which cases it can answer; by default all of them.
+    `fits` says which cases it can answer; by default all of them. `needs` is a package without which it cannot answer,
+    and which a learner may do without.
     """
 
     name: str
     call: Callable[..., Any]
     fits: Callable[[Case], bool] = lambda case: True
+    needs: str = ""
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,19 @@ def test_an_oracle_that_cannot_be_asked_stops_nothing(monkeypatch, capsys):
     assert "their double did not work out" in capsys.readouterr().out
 
 
+def test_an_oracle_whose_package_is_not_there_says_how_to_get_it(monkeypatch, capsys):
+    asked = dataclasses.replace(DOUBLE, oracle=Oracle("their double", lambda x: 2 * x, needs="no_such_package"))
+    monkeypatch.setattr(labs, "find", lambda id: asked)
+
+    def right(x):
+        return 2 * x
+
+    assert check("99.double", right) is right
+    said = capsys.readouterr().out
+    assert "Not compared with their double" in said
+    assert "pip install no_such_package" in said
+
+
 def test_passed_stays_passed():
     check("99.double", mine)
     check("99.double", wrong)

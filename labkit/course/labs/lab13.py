@@ -33,7 +33,7 @@ SOFT_LOSS = Exercise(
         "Before: ValueError if not learned.any().",
     ),
     mistakes=words.SOFT_LOSS,
-    oracle=Oracle("TRL's GKD loss and torch's cross_entropy", theirs.soft_loss),
+    oracle=Oracle("TRL's GKD loss and torch's cross_entropy", theirs.soft_loss, needs="trl"),
 )
 
 DIVERGENCE = Exercise(
@@ -53,7 +53,7 @@ DIVERGENCE = Exercise(
         "-beta)); return beta * kl(logp, logm) + (1 - beta) * kl(logq, logm).",
     ),
     mistakes=words.DIVERGENCE,
-    oracle=Oracle("TRL's generalized Jensen–Shannon loss", theirs.divergence, fits=theirs.possible),
+    oracle=Oracle("TRL's generalized Jensen–Shannon loss", theirs.divergence, fits=theirs.possible, needs="trl"),
 )
 
 TAIL_BUCKET = Exercise(
