@@ -9,7 +9,9 @@ QUESTIONS = (
         "A matrix in INT8 has one scale. One of its weights becomes a hundred times larger than all others. What "
         "happens to the rest?",
         (
-            Choice("Nothing: each weight is rounded by itself", "Rounded by itself, on the grid that all of them share."),
+            Choice(
+                "Nothing: each weight is rounded by itself", "Rounded by itself, on the grid that all of them share."
+            ),
             Choice(
                 "It is left with one or two steps on either side of zero",
                 "Yes: the step grows a hundredfold. A scale for every row or group keeps the damage where it belongs.",
