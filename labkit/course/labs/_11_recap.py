@@ -71,7 +71,8 @@ QUESTIONS = (
         ),
     ),
     Question(
-        "Tokens with outliers get eight bits, the others four. The loss falls. What has to be shown before you say that "
+        "Tokens with outliers get eight bits, the others four. The loss falls. What has to be shown before you say "
+        "that "
         "the choice was clever?",
         (
             Choice("That the loss is lower than with four bits for all", "More bits help, whoever gets them."),

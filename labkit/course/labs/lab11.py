@@ -10,6 +10,7 @@ from labkit.course.exercise import Exercise, Oracle
 from labkit.course.labs import Lab
 from labkit.course.labs import _11_answers as right
 from labkit.course.labs import _11_cases as inputs
+from labkit.course.labs import _11_more_words as more
 from labkit.course.labs import _11_oracles as theirs
 from labkit.course.labs import _11_words as words
 from labkit.course.labs._11_recap import QUESTIONS
@@ -44,7 +45,8 @@ OUTLIER_PRODUCT = Exercise(
     reference=right.outlier_product,
     cases=inputs.outlier_cases,
     hints=(
-        "Two products are added: columns without outliers in whole numbers, columns with outliers as they are. A column "
+        "Two products are added: columns without outliers in whole numbers, columns with outliers as they are. A "
+        "column "
         "belongs to one of them for all tokens. Which values may a token's scale be chosen from?",
         "outlier = (x.abs() >= threshold).any(dim=0), [C]. Set those columns of x to zero before you look for each "
         "token's largest. The whole numbers' sum is worth largest_T1/127 · largest_R1.T/127. The other part is "
@@ -70,9 +72,11 @@ NF4 = Exercise(
     hints=(
         "Three steps: each block over its largest size; for each weight the number of the nearest level; two numbers "
         "into a byte. A byte's high half is worth sixteen times its low half.",
-        "`w.unflatten(-1, (-1, block))` is [R, C/block, block]. A block of zeros is divided by 1 instead. `(scaled[..., "
+        "`w.unflatten(-1, (-1, block))` is [R, C/block, block]. A block of zeros is divided by 1 instead. "
+        "`(scaled[..., "
         "None] - levels).abs().argmin(-1)` finds the nearest. Even columns are `code[:, 0::2]`.",
-        "parts = w_RC.unflatten(-1, (-1, block)); largest = parts.abs().amax(-1); scaled = (parts / torch.where(largest "
+        "parts = w_RC.unflatten(-1, (-1, block)); largest = parts.abs().amax(-1); scaled = (parts / "
+        "torch.where(largest "
         "> 0, largest, 1.0)[..., None]).flatten(-2); code = (scaled[..., None] - levels).abs().argmin(-1).to("
         "torch.uint8); return code[:, 0::2] * 16 + code[:, 1::2], largest.",
     ),
@@ -118,7 +122,7 @@ BYTES_BY_ROOM = Exercise(
         "tensor.untyped_storage(); if storage.data_ptr() not in seen: seen.add(storage.data_ptr()); found[room(name)] "
         "= found.get(room(name), 0) + storage.nbytes(). Return found.",
     ),
-    mistakes=words.BYTES_BY_ROOM,
+    mistakes=more.BYTES_BY_ROOM,
 )
 
 PICK_PRECISION = Exercise(
@@ -138,7 +142,7 @@ PICK_PRECISION = Exercise(
         "number = min(T, int(T * (budget - low_bits) / (high_bits - low_bits))); high = torch.zeros(T, dtype="
         "torch.bool); high[feature_T.argsort(descending=True, stable=True)[:number]] = True; return high.",
     ),
-    mistakes=words.PICK_PRECISION,
+    mistakes=more.PICK_PRECISION,
 )
 
 LAB = Lab(
