@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from labkit.course.judge import Failure
+
 
 class BytesByRoom:
     """`bytes_by_room` with one thing wrong."""
@@ -59,6 +61,12 @@ class BytesByRoom:
         return tensor.untyped_storage().nbytes()
 
 
+def more_than_all(failure: Failure) -> bool:
+    """Whether it raised where the budget is more than everybody costs."""
+    _, _, high_bits, budget = failure.case.args
+    return failure.outcome.status == "error" and budget > high_bits
+
+
 class PickPrecision:
     """`pick_precision` with one thing wrong."""
 
@@ -76,9 +84,7 @@ class PickPrecision:
         number = round(T * share) if wrong == "rounds" else int(T * share)
         if wrong == "rounds_up":
             number = -int(-T * share // 1)
-        number = max(0, number) if wrong == "unbounded" else max(0, min(T, number))
-        if wrong == "unbounded" and number > T:
-            raise IndexError(f"{number} of {T}")
+        number = max(0, min(T, number))
         high_T = torch.zeros(T, dtype=torch.bool)
         if wrong in ("threshold_lets_ties_in", "threshold_keeps_ties_out"):
             return self._by_threshold(feature_T, number)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from labkit.course.judge import Mistake
-from labkit.course.labs._11_counting_mistakes import BytesByRoom, PickPrecision
+from labkit.course.labs._11_counting_mistakes import BytesByRoom, PickPrecision, more_than_all
+from labkit.course.labs._11_mistakes import accepted
 
 _BYTES = {
     "parameters_only": "Only parameters were weighed. Packed weights are buffers: an optimizer shall not see them.",
@@ -46,10 +47,14 @@ _PICK = {
     "threshold_keeps_ties_out": "Tokens as good as the first that was left out were left out too, and budget is left. "
     "Of equal ones the earlier come first.",
     "later_first": "Of equal features the later came first. `argsort(descending=True, stable=True)` keeps their order.",
-    "unbounded": "With more bits than everybody costs there are more dear tokens than tokens: at most T.",
     "accepts_less": "A budget below low_bits came through. Even with nobody in high precision it is exceeded: "
     "ValueError.",
     "numbers_of_tokens": "These are the chosen tokens' numbers. A mask was asked for, [T] bool.",
     "whole_numbers": "The mask is of whole numbers. Indexing with it would pick tokens 0 and 1: bool.",
 }
-PICK_PRECISION = tuple(Mistake(name, says, like=PickPrecision(name)) for name, says in _PICK.items())
+_MORE = "With more bits than everybody costs there are more dear tokens than tokens: at most T."
+_SEEN = {"accepts_less": accepted}
+PICK_PRECISION = (
+    *(Mistake(name, says, like=PickPrecision(name), when=_SEEN.get(name)) for name, says in _PICK.items()),
+    Mistake("unbounded", _MORE, when=more_than_all),
+)

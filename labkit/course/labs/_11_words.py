@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from labkit.course.judge import Mistake
 from labkit.course.labs._11_mistakes import NF4 as Nf4
-from labkit.course.labs._11_mistakes import Absmax, Fp8Block, OutlierProduct
+from labkit.course.labs._11_mistakes import Absmax, Fp8Block, OutlierProduct, accepted, cut_off, down, edge_fails
 
 _ABSMAX = {
     "truncates": "The codes are cut off towards zero: `.to(torch.int8)` does that by itself. Round first; else the "
@@ -35,7 +35,8 @@ _ABSMAX = {
     "accepts_nan": "A weight that is NaN or infinite came through. One of them makes a whole row useless without a "
     "sound: raise ValueError.",
 }
-ABSMAX = tuple(Mistake(name, says, like=Absmax(name)) for name, says in _ABSMAX.items())
+_SEEN = {"truncates": cut_off, "floors": down, "accepts_nan": accepted}
+ABSMAX = tuple(Mistake(name, says, like=Absmax(name), when=_SEEN.get(name)) for name, says in _ABSMAX.items())
 
 _OUTLIERS = {
     "no_outliers": "That is the product with all columns in INT8: the threshold has no effect.",
@@ -61,7 +62,11 @@ _OUTLIERS = {
     "largest / 127.",
     "largest_as_step": "The weights of the columns apart are 127 times too large: codes · largest *over 127*.",
 }
-OUTLIER_PRODUCT = tuple(Mistake(name, says, like=OutlierProduct(name)) for name, says in _OUTLIERS.items())
+_CUTS = ("multiplied first", "divided first", "by the inverse")
+OUTLIER_PRODUCT = (
+    *(Mistake(name, says, like=OutlierProduct(name)) for name, says in _OUTLIERS.items()),
+    *(Mistake("truncates", _OUTLIERS["truncates"], like=OutlierProduct(f"truncates, {how}")) for how in _CUTS),
+)
 
 _NF4 = {
     "low_first": "The two halves of each byte are swapped: the even column goes into the high half, × 16.",
@@ -112,11 +117,15 @@ _FP8 = {
     "fractions.",
     "truncates": "The codes are rounded towards zero. Torch's conversion rounds to the nearest: divide, convert, and "
     "nothing else.",
-    "edge_refused": "It fails where the sizes are no multiple of the block. The last blocks may be smaller: fill up "
-    "with "
-    "zeros and cut off again, or slice.",
     "edge_dropped": "What lies beyond the last whole block is missing. There are ⌈R/block⌉ × ⌈C/block⌉ blocks.",
     "zero_block": "A block of zeros has the scale 0, and 0 / 0 is NaN. Its scale shall be 1.",
     "stays_wide": "The codes are rounded, but lie in float32, four bytes each. Leave them in `torch.float8_e4m3fn`.",
 }
-FP8_BLOCK = tuple(Mistake(name, says, like=Fp8Block(name)) for name, says in _FP8.items())
+_EDGE = (
+    "It fails where the sizes are no multiple of the block. The last blocks may be smaller: fill up with zeros and cut "
+    "off again, or slice."
+)
+FP8_BLOCK = (
+    *(Mistake(name, says, like=Fp8Block(name)) for name, says in _FP8.items()),
+    Mistake("edge_refused", _EDGE, when=edge_fails),
+)
