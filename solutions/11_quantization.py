@@ -257,12 +257,14 @@ with style.use():
     axis.set_xticks(range(len(peaks)), [name.split(".")[1] for name in peaks])
     axis.legend()
 above = sum(int((peak_C >= 6).sum()) for peak_C in peaks.values())
+channel_T = seen[worst][:, peaks[worst].argmax()].abs() / seen[worst].square().mean().sqrt()
+print(f"the channel with the largest value reaches 6 in {(channel_T >= 6).float().mean():.1%} of tokens")
 fig.alt = f"Largest activation of each channel by layer; {above} channels reach 6 RMS, the most is in {worst}."
 display(fig)
 
 # %% [markdown]
-# A model of this size has large values here and there, but no channel that towers over all others for every token;
-# those appear in models of billions of parameters. So we shall plant one. First the cure.
+# The line under the picture tells whether the channel is large for some tokens or for all. Channels that tower over all
+# others for nearly every token appear in models of billions of parameters; so we shall plant one. First the cure.
 #
 # LLM.int8 takes the columns in which *some* token reaches a threshold out of the product, and multiplies them in high
 # precision. All else is multiplied in whole numbers (equation 8):
@@ -308,8 +310,8 @@ for name, threshold in {"all in INT8": float("inf"), "outliers apart": 6.0}.item
     print(f"{name:<15} {outlier_product(token, *ones, threshold).item():.3f}")
 
 # %% [markdown]
-# A step of the first is 80/127, about 0.63: so 0.3 has become nothing, and 0.4 and 0.6 are 0.63 both. That the sum is not
-# worse than it is, is chance: errors of either sign meet.
+# A step of the first is 80/127, about 0.63: so 0.3 has become nothing, and 0.4 and 0.6 are 0.63 both. That the sum is
+# not worse than it is, is chance: errors of either sign meet.
 
 # %% [markdown]
 # Now plant a channel: multiply one column of the activations by s and divide the weights' column by s. In exact
@@ -320,7 +322,7 @@ for name, threshold in {"all in INT8": float("inf"), "outliers apart": 6.0}.item
 
 # %%
 def planted(s):
-    """Error of products in INT8, plain and with outliers apart, and in FP8 blocks, when one channel is s times larger."""
+    """Error of a product in INT8, plain and with outliers apart, and in FP8 blocks, with a channel s times larger."""
     x, weights = seen[worst][:256].clone(), w.clone()
     usual = x.square().mean().sqrt().item()
     x[:, 7] *= s
@@ -480,8 +482,8 @@ print(f"mean absolute error on N(0, 1): {found['normal'][0]:.4f}")
 # choice, and no other levels could be.
 
 # %% [markdown]
-# Levels fit a distribution. The nearer the weights are to the one they were made for, the better. Trained weights look
-# normal because many small updates added up to them.
+# Levels fit a distribution. The nearer the weights are to the one they were made for, the better. Trained weights are
+# often nearly normal: see the last bar.
 
 # %% [markdown]
 # ### What a weight costs
@@ -637,7 +639,8 @@ fig.alt = "FP8's error with a planted channel: " + ", ".join(
 display(fig)
 
 # %% [markdown]
-# FP8 was the worst of the three without the channel. It is the one that does not care.
+# FP8 pays in advance, with a coarse mantissa for all. In exchange no channel spoils the others, and none has to be
+# looked for.
 
 # %% [markdown]
 # ## 5 · What others leave out
@@ -875,7 +878,7 @@ fig.alt = "Tokens routed to each expert; not reached: " + ", ".join(f"{n} {m} ex
 display(fig)
 
 # %% [markdown]
-# Routers know kinds of text apart, so a text of one kind leaves some experts without a token. In a model with many
+# Routers know kinds of text apart, so a text of one kind can leave some experts without a token. In a model with many
 # experts a layer, and few tokens, it is worse.
 
 # %% [markdown]
@@ -935,7 +938,7 @@ p_calibrate.against(100 * (1 - added["all four, every token"] / added["not calib
 with style.use():
     fig, (axis,) = picture.new(size=(7.4, 0.9 + 0.35 * len(added)))
     axis.barh(list(added), list(added.values()), color=[style.GREY, *style.PALETTE[: len(added) - 1]])
-    axis.set(xlabel=f"loss added by NF4 in {'all' if gpu else 'one of'} layers' experts (%)")
+    axis.set(xlabel=f"loss added by NF4 in the experts of {'all layers' if gpu else 'one layer'} (%)")
     axis.axvline(0, color=style.INK, linewidth=1)
     axis.invert_yaxis()
 fig.alt = "Loss added by NF4: " + ", ".join(f"{name} {value:+.3f} %" for name, value in added.items()) + "."
@@ -988,7 +991,7 @@ def rung(name, scheme):
     ids = held[0].ids_BS.to(device)
     rooms = bytes_by_room(net, partial(room_of, net))
     row = {"rooms": rooms, "memory": sum(rooms.values()), "disk": bytes_on_disk(place)}
-    many = ids.repeat(4, 1) if gpu else ids[:2]
+    many = ids.repeat(4, 1) if gpu else ids[:1]
     row |= {"judged": judge(net), "reads": speed(net, many), "writes": speed(net, ids[:1, :1])}
     for file in place.iterdir():
         file.unlink()
@@ -1283,6 +1286,10 @@ with style.use():
             axis.plot(ratio, range(len(names)), "o", color=style.PALETTE[at], label=shape)
         axis.axvline(1, color=style.INK, linestyle="--")
         axis.set(xscale="log", title=f"{T:,} token{'s' * (T > 1)}", xlabel=f"time, of {BASE}", yticks=range(len(names)))
+        low, high = axis.get_xlim()
+        ticks = [tick for tick in (0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128) if low <= tick <= high]
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_yticklabels(names if axis is axes[0] else [])
         axis.invert_yaxis()
     axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
