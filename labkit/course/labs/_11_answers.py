@@ -47,7 +47,7 @@ def fp8_block(w_RC: Tensor, block: int) -> tuple[Tensor, Tensor]:
 
 
 def bytes_by_room(model: nn.Module, room: Callable[[str], str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    found = {}
     seen = set()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         storage = tensor.untyped_storage()
