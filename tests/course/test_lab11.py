@@ -140,7 +140,7 @@ def test_modules_for_weighing_share_what_they_say():
     }
 
 
-    """The lab says so: should this fail, they are packed now, and section 5 must be written anew."""
+# ------------------------------------------------------------------------------------------------ what others leave out
 
 
 def test_bitsandbytes_in_transformers_still_leaves_experts_out(tmp_path):
