@@ -890,15 +890,16 @@ display(fig)
 @torch.no_grad()
 def judge(net):
     """Loss in nats and accuracy in percent of each kind of text."""
-    sums = {}
-    for batch in held:
-        logits = net(batch.ids_BS.to(device)).logits[:, :-1].float().flatten(0, 1)
-        target = batch.labels_BS[:, 1:].to(device).flatten()
-        nats = F.cross_entropy(logits, target, reduction="sum").item()
-        right = (logits.argmax(-1) == target).sum().item()
-        row = sums.setdefault(str(batch.domains[0]), [0.0, 0, 0])
-        sums[str(batch.domains[0])] = [a + b for a, b in zip(row, (nats, right, target.numel()), strict=True)]
-    return {name: (nats / n, 100 * right / n) for name, (nats, right, n) in sums.items()}
+    rows = [(kind, ids) for batch in held for kind, ids in zip(batch.domains, batch.ids_BS, strict=True)]
+    sums = {kind: torch.zeros(3, dtype=torch.float64) for kind, _ in rows}
+    for at in range(0, len(rows), 32):
+        ids_BS = torch.stack([ids for _, ids in rows[at : at + 32]]).to(device)
+        logits, target = net(ids_BS).logits[:, :-1].float(), ids_BS[:, 1:]
+        nats = F.cross_entropy(logits.mT, target, reduction="none").sum(1).double().cpu()
+        right = (logits.argmax(-1) == target).sum(1).double().cpu()
+        for (kind, _), *found in zip(rows[at : at + 32], nats, right, strict=True):
+            sums[kind] += torch.stack([*found, torch.tensor(SEQ - 1.0, dtype=torch.float64)])
+    return {str(kind): ((nats / n).item(), (100 * right / n).item()) for kind, (nats, right, n) in sums.items()}
 
 
 def loss_of(found):
