@@ -113,15 +113,16 @@ def test_make_installs_once_and_again_when_the_requirements_change(tmp_path):
         return [line for line in calls.read_text().splitlines() if line.startswith("-m pip install ")]
 
     assert make("setup-test", f"VENV={tmp_path / 'venv'}").returncode == 0
-    labkit, colab = installs()
+    labkit, colab, peers = installs()
     assert labkit.endswith(" -c constraints.txt -e .[test]")
     assert f"--no-deps --target {tmp_path / 'venv' / 'colab-widgets'} ipywidgets==" in colab
+    assert f"--no-deps --target {tmp_path / 'venv' / 'peers'} torchao==" in peers
     assert make("setup-test", "setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(installs()) == 2
+    assert len(installs()) == 3
     for stamp in (tmp_path / "venv").glob(".labkit-*"):
         os.utime(stamp, (0, 0))
     assert make("setup-lab", f"VENV={tmp_path / 'venv'}").returncode == 0
-    assert len(installs()) == 3
+    assert len(installs()) == 4
 
 
 def test_make_installs_the_widgets_that_colab_ships():

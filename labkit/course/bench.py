@@ -21,7 +21,7 @@ SLUGS = {"forward": "forward", "forward + backward": "both", "graph": "graph"}
 
 def bench(
     subjects: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="moe, decode, topk, attention; none means all.")
+        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="moe, decode, quant, topk, attention; none: all.")
     ] = None,
     shapes: Annotated[
         str, typer.Option(metavar="NAMES", help="Names such as olmoe-16k, with commas; a wrong one lists them.")

@@ -55,7 +55,7 @@ def first_sentence(path: Path) -> str:
     words = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n\n")[0].split())
     if not words:
         raise ValueError(f"{path} has no docstring; its first sentence is its line in the README's tree")
-    return re.split(r"(?<=[\w`)\]])\.(?=\s|$)", words)[0]
+    return re.split(r"(?<=[\w`)\]])(?<!\bal)\.(?=\s|$)", words)[0]  # "et al." ends no sentence
 
 
 def tree(root: Path) -> str:

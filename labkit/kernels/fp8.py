@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labkit.kernels.quant import Packed, blocks, check_weight, spread
+from labkit.kernels.quant import Packed, blocks, check_product, check_tokens, check_weight, spread
 
 BLOCK = 128
 LARGEST = 448.0  # of E4M3
@@ -78,8 +78,7 @@ def fp8_rows(x_TC: Tensor, block: int = BLOCK) -> tuple[Tensor, Tensor]:
     >>> codes.float().tolist(), (scale * 448).tolist()
     ([[224.0, 448.0, 0.0]], [[2.0, ...]])
     """
-    if x_TC.ndim != 2 or not x_TC.is_floating_point():
-        raise ValueError(f"x_TC is {tuple(x_TC.shape)} {x_TC.dtype}; give floating point [T, C]")
+    check_tokens(x_TC)
     x_TC = x_TC.float()
     scale = scale_of(blocks(x_TC, block).abs().amax(-1))
     return (x_TC / spread(scale, block, x_TC.shape[-1])).to(DTYPE), scale
@@ -90,11 +89,8 @@ def fp8_product(x: Tensor, packed: Fp8, bias: Tensor | None = None) -> Tensor:
 
     Raises ValueError unless the sizes fit.
     """
-    R, C = packed.shape[-2:]
-    if len(packed.shape) != 2 or x.shape[-1] != C:
-        raise ValueError(
-            f"x is {tuple(x.shape)} and the packed weight {tuple(packed.shape)}; expected [..., C] and [R, C]"
-        )
+    check_product(x, packed)
+    R, C = packed.shape
     codes, scale = fp8_rows(x.reshape(-1, C), packed.block)
     x_TC = codes.float() * spread(scale, packed.block, C)
     y = F.linear(x_TC, packed.dequantize(), None if bias is None else bias.float())

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
-from labkit.kernels.language import tl, triton
+from labkit.kernels.language import TensorDescriptor, tl, triton
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile, programs
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from triton.tools.ragged_tma import create_ragged_descriptor, load_ragged
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from labkit.kernels.grouped_mm import halves, precision
-from labkit.kernels.language import tl, triton
+from labkit.kernels.language import TensorDescriptor, tl, triton
 from labkit.kernels.permute import ExpertMap
 from labkit.kernels.tiles import Tile
 

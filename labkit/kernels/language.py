@@ -22,8 +22,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+from triton.tools.tensor_descriptor import TensorDescriptor
 
-__all__ = ["INTERPRETED", "refusal", "tl", "triton", "unsupported", "watched"]
+__all__ = ["INTERPRETED", "TensorDescriptor", "refusal", "tl", "triton", "unsupported", "watched"]
 
 INTERPRETED: bool = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 

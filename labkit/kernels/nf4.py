@@ -25,8 +25,22 @@ LEVELS = (
 )  # fmt: skip
 
 
+class _FourBit(Packed):
+    """What both records do with `codes`, `absmax`, `columns` and `block`."""
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((*self.codes.shape[:-1], self.columns))
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _dequantize(self.codes, self.absmax, self.columns, self.block).to(dtype)
+
+    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        return _dequantize(self.codes[ids], self.absmax[ids], self.columns, self.block).to(dtype)
+
+
 @dataclass(frozen=True, eq=False)
-class NF4(Packed):
+class NF4(_FourBit):
     """Two codes a byte.
 
     Args:
@@ -41,19 +55,9 @@ class NF4(Packed):
     columns: int
     block: int = BLOCK
 
-    @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.codes.shape[:-1], self.columns))
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return _dequantize(self.codes, self.absmax, self.columns, self.block).to(dtype)
-
-    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return _dequantize(self.codes[ids], self.absmax[ids], self.columns, self.block).to(dtype)
-
 
 @dataclass(frozen=True, eq=False)
-class NF4Double(Packed):
+class NF4Double(_FourBit):
     """NF4 whose scales, less their mean, are in eight bits themselves: 4.127 bits a weight in place of 4.5.
 
     Args:
@@ -71,21 +75,11 @@ class NF4Double(Packed):
     block: int = BLOCK
 
     @property
-    def shape(self) -> torch.Size:
-        return torch.Size((*self.codes.shape[:-1], self.columns))
-
-    @property
     def absmax(self) -> Tensor:
         """[..., R, ⌈C/block⌉] float32, made whole."""
         levels = dynamic_levels().to(self.codes.device)[self.absmax_codes.flatten(-2).long()]
         wide = spread(self.absmax_scale, SCALES, levels.shape[-1])
         return (levels * wide + self.offset[..., None]).view(self.absmax_codes.shape)
-
-    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        return _dequantize(self.codes, self.absmax, self.columns, self.block).to(dtype)
-
-    def rows(self, ids: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-        return _dequantize(self.codes[ids], self.absmax[ids], self.columns, self.block).to(dtype)
 
 
 def nf4(w: Tensor, block: int = BLOCK, *, absmax: Tensor | None = None) -> NF4:
@@ -109,7 +103,7 @@ def nf4(w: Tensor, block: int = BLOCK, *, absmax: Tensor | None = None) -> NF4:
         absmax = parts.abs().amax(-1)
     scaled = (parts * (1.0 / absmax.clamp_min(_SMALL))[..., None]).clamp(-1, 1).flatten(-2)[..., : C + C % 2]
     levels = torch.tensor(LEVELS, device=w.device)
-    code = torch.bucketize(scaled.contiguous(), (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    code = _nearest(scaled, levels)
     return NF4(code[..., ::2] << 4 | code[..., 1::2], absmax, C, block)
 
 
@@ -125,7 +119,7 @@ def nf4_double(w: Tensor, block: int = BLOCK, *, absmax: Tensor | None = None) -
     scale = parts.abs().amax(-1)
     levels = dynamic_levels().to(w.device)
     scaled = (parts * (1.0 / scale.clamp_min(_SMALL))[..., None]).flatten(-2)[..., : flat.shape[-1]]
-    codes = torch.bucketize(scaled.contiguous(), (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
+    codes = _nearest(scaled, levels)
     return NF4Double(single.codes, codes.view(single.absmax.shape), scale, offset, single.columns, block)
 
 
@@ -146,6 +140,11 @@ def dynamic_levels() -> Tensor:
         middles = 10.0**-decade * ((edges[:-1] + edges[1:]) / 2)
         found += [*middles.tolist(), *(-middles).tolist()]
     return torch.tensor(sorted(found))
+
+
+def _nearest(values: Tensor, levels: Tensor) -> Tensor:
+    """The number of the nearest of these rising levels, uint8, in the values' shape."""
+    return torch.bucketize(values.contiguous(), (levels[:-1] + levels[1:]) / 2).to(torch.uint8)
 
 
 def _dequantize(codes: Tensor, absmax: Tensor, columns: int, block: int) -> Tensor:

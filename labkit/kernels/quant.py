@@ -149,8 +149,7 @@ def int8_rows(x_TC: Tensor, threshold: float = 0.0) -> Rows:
     >>> rows.codes.tolist(), rows.columns.tolist()
     ([[127, 64, 0], [64, -127, 0]], [2])
     """
-    if x_TC.ndim != 2 or not x_TC.is_floating_point():
-        raise ValueError(f"x_TC is {tuple(x_TC.shape)} {x_TC.dtype}; give floating point [T, C]")
+    check_tokens(x_TC)
     if not threshold >= 0:
         raise ValueError(f"threshold is {threshold}; give 0 (no outliers) or more")
     x_TC, columns = x_TC.float(), None
@@ -167,7 +166,7 @@ def int8_rows(x_TC: Tensor, threshold: float = 0.0) -> Rows:
 
 def weight_only(x: Tensor, packed: Packed, bias: Tensor | None = None) -> Tensor:
     """[..., C] times a packed [R, C], made whole in x's dtype first: [..., R]."""
-    _check_product(x, packed)
+    check_product(x, packed)
     return F.linear(x, packed.dequantize(x.dtype), bias)
 
 
@@ -181,7 +180,7 @@ def int8_product(x: Tensor, packed: Int8, bias: Tensor | None = None, *, thresho
 
     Raises ValueError for weights that are not per row.
     """
-    _check_product(x, packed)
+    check_product(x, packed)
     R, C = packed.shape
     if packed.absmax.shape != (R, 1):
         raise ValueError(
@@ -228,12 +227,19 @@ def check_weight(w: Tensor) -> None:
         raise ValueError(f"{bad} of {w.numel()} weights are NaN or infinite; no scale can hold them. Mend them first")
 
 
+def check_tokens(x_TC: Tensor) -> None:
+    """Raise ValueError unless x is [T, C] in floating point."""
+    if x_TC.ndim != 2 or not x_TC.is_floating_point():
+        raise ValueError(f"x_TC is {tuple(x_TC.shape)} {x_TC.dtype}; give floating point [T, C]")
+
+
 def _nonzero(absmax: Tensor) -> Tensor:
     """Where everything is zero, or too small for a scale that can be inverted, the codes shall be zero or small."""
     return absmax.clamp_min(torch.finfo(torch.float32).tiny)
 
 
-def _check_product(x: Tensor, packed: Packed) -> None:
+def check_product(x: Tensor, packed: Packed) -> None:
+    """Raise ValueError unless x is [..., C] and the packed weight one matrix [R, C]."""
     if len(packed.shape) != 2 or x.shape[-1:] != packed.shape[1:]:
         raise ValueError(
             f"x is {tuple(x.shape)} and the packed weight {tuple(packed.shape)}; expected [..., C] and [R, C] "

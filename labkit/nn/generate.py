@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from labkit.nn.cache import KVCache
+from labkit.nn.model import evaluating
 from labkit.nn.sampling import Sampling, choose
 
 if TYPE_CHECKING:
@@ -57,15 +58,11 @@ def generate(
     B, S = ids_BS.shape
     if use_cache and cache is None:
         cache = KVCache(model.config, B, S + max_new_tokens, dtype=model.dtype, device=model.device)
-    training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         return _steps(
             model, ids_BS, mask_BS, max_new_tokens, sampling, eos_token_id, pad_token_id,
             cache if use_cache else None, generator,
         )  # fmt: skip
-    finally:
-        model.train(training)
 
 
 def _steps(model, ids_BS, mask_BS, count, sampling, eos, pad, cache, generator) -> Tensor:

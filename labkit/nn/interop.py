@@ -16,7 +16,7 @@ from torch import Tensor
 from labkit.core.config import ModelConfig
 from labkit.core.names import family_of, from_hf_config, to_hf_config, undescribed
 from labkit.nn import shards
-from labkit.nn.model import Transformer
+from labkit.nn.model import Transformer, filled
 from labkit.nn.tensor_names import UNUSED, WORDS, Piece, pieces
 
 KEPT_WIDE = ".expert_bias_E"  # the selection bias moves by thousandths: transformers keeps it in float32 too
@@ -57,12 +57,7 @@ def load(
             for name, tensor in model.state_dict().items()
             if name in wanted
         }
-    if config.tie_embeddings:
-        state["head.weight"] = state["embed.weight"]
-    model.load_state_dict(state, assign=True)
-    if config.tie_embeddings:
-        model.head.weight = model.embed.weight
-    return model.requires_grad_().eval()
+    return filled(model, state)
 
 
 def save(

@@ -8,6 +8,8 @@ Shape suffixes: B batch, S sequence, D model width, V vocabulary.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -282,6 +284,35 @@ class Transformer(nn.Module):
             )
         if labels is not None and labels.shape != ids_BS.shape:
             raise ValueError(f"labels has shape {tuple(labels.shape)}; expected {tuple(ids_BS.shape)}, as the ids")
+
+
+def filled(model: Transformer, state: dict[str, Tensor]) -> Transformer:
+    """A model made without memory, with these tensors as its own, in evaluation mode; a tied head is the embedding."""
+    if model.config.tie_embeddings:
+        state["head.weight"] = state["embed.weight"]
+    model.load_state_dict(state, assign=True)
+    if model.config.tie_embeddings:
+        model.head.weight = model.embed.weight
+    return model.requires_grad_().eval()
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode meanwhile, and afterwards the mode that it was in.
+
+    >>> layer = nn.Dropout()
+    >>> with evaluating(layer):
+    ...     layer.training
+    False
+    >>> layer.training
+    True
+    """
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def next_token_loss(logits_BSV: Tensor, labels_BS: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from labkit.core.config import ModelConfig
 from labkit.core.routing import Routing
-from labkit.nn.model import Transformer
+from labkit.nn.model import Transformer, filled
 
 
 def rebuilt(model: Transformer, config: ModelConfig, changed: Mapping[str, Tensor]) -> Transformer:
@@ -25,12 +25,7 @@ def rebuilt(model: Transformer, config: ModelConfig, changed: Mapping[str, Tenso
         new = Transformer(config, getattr(first, "implementation", "auto"))
     old = model.state_dict()
     state = {name: changed.get(name, old.get(name)).detach().clone() for name in new.state_dict()}
-    if config.tie_embeddings:
-        state["head.weight"] = state["embed.weight"]
-    new.load_state_dict(state, assign=True)
-    if config.tie_embeddings:
-        new.head.weight = new.embed.weight
-    return new.requires_grad_().eval()
+    return filled(new, state)
 
 
 def check_sparse(model: Transformer, who: str) -> ModelConfig:

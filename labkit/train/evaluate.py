@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from labkit.nn.model import evaluating
 from labkit.train.crossentropy import token_losses
 from labkit.train.feed import Micro
 from labkit.train.forward import call
@@ -34,16 +35,13 @@ def losses(
     Returns the domains in the order in which they first occur. Raises ValueError without a label.
     """
     device = next(model.parameters()).device
-    meter, training = Meter(device), model.training
-    model.eval()
-    try:
+    meter = Meter(device)
+    with evaluating(model):
         for batch in batches:
             micro = Micro.of(batch, device, names)
             with torch.autocast(device.type, dtype=autocast) if autocast else contextlib.nullcontext():
                 output = call(model, micro.ids_BS)
             meter.add(token_losses(output.logits, micro.target_BS), micro)
-    finally:
-        model.train(training)
     found = meter.by_domain()
     if not found:
         raise ValueError("losses was given no batch with a label; every label was −100, or there was no batch")

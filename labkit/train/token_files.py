@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from labkit.train.checkpoint import sha256
 from labkit.train.tokenizer import encode_documents, tokenizer_digest
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class TokenFile:
                 f"{path} was made with tokenizer {file.tokenizer[:12]}…, not with {digest[:12]}…; "
                 "give that tokenizer, or write the files again"
             )
-        if verify and _checksum(path) != file.checksum:
+        if verify and sha256(path) != file.checksum:
             raise ValueError(f"{path} is not what was written: its checksum differs; write the files again")
         return file
 
@@ -191,8 +192,3 @@ def _sidecar(path: Path) -> TokenFile:
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{sidecar} is no sidecar of format {FORMAT}; write the files again") from error
     return file
-
-
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -27,7 +27,7 @@ class TokenBatch:
 
     Args:
         ids_BS: [B, S] int64.
-        labels_BS: [B, S] int64, the ids again: not shifted, none left out.
+        labels_BS: [B, S] int64, the ids again, not shifted; −100 where nothing is to be learned.
         domains: B labels.
     """
 

@@ -54,7 +54,7 @@ def test_a_shape_of_ones_own_goes_where_its_letters_fit():
     ("arguments", "words"),
     [
         ((["moe"], ["olmo"]), r"no shape 'olmo'; known are for moe: olmoe-4k, .*dsv3-8k"),
-        ((["moes"],), "nothing called 'moes' to measure; choose from moe, decode, topk, attention"),
+        ((["moes"],), "nothing called 'moes' to measure; choose from moe, decode, quant, topk, attention"),
         (
             (["moe", "attention"], ["olmoe-4k"]),
             "attention has none of the named shapes; known are for attention: s1024",
@@ -250,7 +250,10 @@ def test_a_file_that_cannot_be_read_is_listed_in_every_result(tmp_path):
         ("x = 1", r"mine.py defines no function peers\(bench\)"),
         ("def peers(bench): return [1]", "gave a list; expected a dict from names to subjects"),
         ("def peers(bench): return {'a': print}", "'a' has a builtin_function_or_method; expected a dict by subject"),
-        ("def peers(bench): return {'a': {'mo': print}}", "'a' offers 'mo'.*one of moe, decode, topk, attention"),
+        (
+            "def peers(bench): return {'a': {'mo': print}}",
+            "'a' offers 'mo'.*one of moe, decode, quant, topk, attention",
+        ),
     ],
 )
 def test_a_file_that_breaks_the_protocol_is_explained_at_once(tmp_path, source, words):

@@ -1,8 +1,8 @@
 """Our kernels beside others', in turns: `labkit bench`. Times, memory, errors, losses included.
 
-`shapes` says what is measured, `moe`, `topk` and `attention` draw the inputs, hold the reference and name those who
-compete, `peers` lets others join from a file, `calls` makes them comparable, `rounds` times them in turns beside the
-machine's ceilings, `result` holds what came out, `table` says it, `plan` decides, `run` goes through it.
+`shapes` says what is measured, `moe`, `quant`, `topk` and `attention` draw the inputs, hold the reference and name
+those who compete, `peers` lets others join from a file, `calls` makes them comparable, `rounds` times them in turns
+beside the machine's ceilings, `result` holds what came out, `table` says it, `plan` decides, `run` goes through it.
 """
 
 from labkit.kernels.bench.peers import Call

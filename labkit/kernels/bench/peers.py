@@ -19,10 +19,10 @@ names of the case's own (`case.leaves`), and for each that is laid out otherwise
         forward, leaves={**case.leaves, "down": mine}, restore={"down": lambda grad: grad.mT}, note="version 1.2"
     )
 
-Cases: `moe` and `decode` have x_TD, topk_ids_TK, topk_scores_TK (float32), gate_up_E2FD (gate rows first), down_EDF,
-and the forward pass gives [T, D]. `topk` has logits_TE, and gives (ids [T, K], weights [T, K], …): softmax, K largest,
-weights that sum to one. `attention` has q_BHSd, k_BGSd, v_BGSd, is causal, scaled by 1/√d, and gives [B, H, S, d]. All
-have shape, dtype and device. Their tensors are leaves that require gradients: never write to them.
+Cases: `moe`, `decode` and `quant` have x_TD, topk_ids_TK, topk_scores_TK (float32), gate_up_E2FD (gate rows first),
+down_EDF, and the forward pass gives [T, D]. `topk` has logits_TE, and gives (ids [T, K], weights [T, K], …): softmax, K
+largest, weights that sum to one. `attention` has q_BHSd, k_BGSd, v_BGSd, is causal, scaled by 1/√d, and gives [B, H, S,
+d]. All have shape, dtype and device. Their tensors are leaves that require gradients: never write to them.
 """
 
 from __future__ import annotations

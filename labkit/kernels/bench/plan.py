@@ -10,13 +10,13 @@ import torch
 
 from labkit.core import runtime
 from labkit.core.runtime import Unavailable
-from labkit.kernels.bench import attention, moe, topk
+from labkit.kernels.bench import attention, moe, quant, topk
 from labkit.kernels.bench.calls import BOTH, FORWARD, GRAPH
 from labkit.kernels.bench.peers import Make, Peers
 from labkit.kernels.bench.result import Absent
 from labkit.kernels.bench.shapes import SHAPES, Shape
 
-HOMES = {"moe": moe, "decode": moe, "topk": topk, "attention": attention}
+HOMES = {"moe": moe, "decode": moe, "quant": quant, "topk": topk, "attention": attention}
 DIRECTIONS = ("forward", "both")
 DEVICES = ("auto", "cuda", "cpu")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
@@ -30,8 +30,8 @@ class Plan:
         shapes: by subject.
         device, dtype: of the tensors.
         rounds: that count; repeats: calls in a turn.
-        direction: "forward", or "both" to time forward and backward too (not in decode).
-        graph: time the forward pass of experts and attention as a CUDA graph too; decode and topk do so anyway.
+        direction: "forward", or "both" to time forward and backward too (not in decode and quant).
+        graph: time the forward pass of experts and attention as a CUDA graph too; decode, quant and topk do so anyway.
         seed: of the inputs.
         peers: contestants besides the built-in ones; failed: those whose file could not be read.
         without: names to leave out.
@@ -87,6 +87,8 @@ class Plan:
         """In which ways a subject's contestants are called."""
         if subject == "decode":
             return (GRAPH,) if self.device.type == "cuda" else (FORWARD,)
+        if subject == "quant":
+            return (FORWARD, GRAPH) if self.device.type == "cuda" else (FORWARD,)
         graph = self.graph or (subject == "topk" and self.device.type == "cuda")
         return FORWARD, *((GRAPH,) if graph else ()), *((BOTH,) if self.direction == "both" else ())
 

@@ -33,6 +33,7 @@ class Measured:
         errors: relative, of the output and of each gradient: ‖found − wanted‖ / ‖wanted‖.
         saved: bytes kept between forward and backward besides inputs and output; None where that is not known.
         note: what a reader should know.
+        limit: another error from which it is wrong, where the inexact is what is measured.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Measured:
     errors: Mapping[str, float]
     saved: int | None = None
     note: str = ""
+    limit: float | None = None
 
     @property
     def median(self) -> float:
@@ -60,7 +62,7 @@ class Measured:
 
     def wrong(self, dtype: str) -> bool:
         """Whether it computes something else, NaN included."""
-        return not all(error <= WRONG[dtype] for error in self.errors.values())
+        return not all(error <= (self.limit or WRONG[dtype]) for error in self.errors.values())
 
 
 @dataclass(frozen=True)

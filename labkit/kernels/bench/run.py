@@ -131,7 +131,14 @@ def _rounds(plan: Plan, subject: str, case: Any, mode: str, stands: Mapping[str,
     absent = {name: stand.absent[mode] for name, stand in stands.items() if mode in stand.absent}
     absent |= {name: why for name, why in failed.items() if name in stands}
     measured = tuple(
-        Measured(name, times, each.errors[mode], each.saved if mode == BOTH else None, each.note)
+        Measured(
+            name,
+            times,
+            each.errors[mode],
+            each.saved if mode == BOTH else None,
+            each.note,
+            limit=getattr(case, "limit", None),
+        )
         for name, times in seconds.items()
         if (each := stands.get(name))
     )

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar
 
-SUBJECTS = ("moe", "decode", "topk", "attention")
+SUBJECTS = ("moe", "decode", "quant", "topk", "attention")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class AttentionShape:
 
 Shape = MoEShape | RouterShape | AttentionShape
 KINDS: Mapping[str, type[Shape]] = {
-    "moe": MoEShape, "decode": MoEShape, "topk": RouterShape, "attention": AttentionShape,
+    "moe": MoEShape, "decode": MoEShape, "quant": MoEShape, "topk": RouterShape, "attention": AttentionShape,
 }  # fmt: skip
 
 
@@ -140,6 +140,13 @@ SHAPES: Mapping[str, Mapping[str, Shape]] = {
         *(MoEShape(f"olmoe-{T}", T, 2048, 1024, 64, 8) for T in (1, 16, 64, 256)),
         *(MoEShape(f"qwen3-{T}", T, 2048, 768, 128, 8) for T in (1, 16, 64, 256)),
     ),
+    "quant": _named(
+        MoEShape("olmoe-16k", 16384, 2048, 1024, 64, 8),
+        MoEShape("dsv2l-16k", 16384, 2048, 1408, 64, 6),
+        MoEShape("qwen3-16k", 16384, 2048, 768, 128, 8),
+        *(MoEShape(f"olmoe-{T}", T, 2048, 1024, 64, 8) for T in (1, 4, 16)),
+        *(MoEShape(f"qwen3-{T}", T, 2048, 768, 128, 8) for T in (1, 4, 16)),
+    ),
     "topk": _named(
         RouterShape("olmoe-16k", 16384, 64, 8),
         RouterShape("qwen3-16k", 16384, 128, 8),
@@ -161,6 +168,7 @@ SHAPES: Mapping[str, Mapping[str, Shape]] = {
 TINY: Mapping[str, Mapping[str, Shape]] = {
     "moe": _named(MoEShape("tiny", 11, 24, 8, 3, 2)),
     "decode": _named(MoEShape("tiny-1", 1, 24, 8, 3, 2)),
+    "quant": _named(MoEShape("tiny-quant", 5, 64, 128, 3, 2)),
     "topk": _named(RouterShape("tiny", 19, 6, 2)),
     "attention": _named(AttentionShape("tiny", 1, 2, 1, 24, 16)),
 }

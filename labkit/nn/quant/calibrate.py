@@ -6,7 +6,7 @@ token, or each sees a floor of tokens, or only those routed to it; and whoever w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from labkit.nn.model import evaluating
 from labkit.nn.quant.experts import decided
 from labkit.nn.quant.rooms import QUANTISED
 from labkit.nn.quant.targets import Target, find
@@ -94,7 +95,7 @@ def calibrate(
         raise ValueError(f"reach is {reach!r}; choose one of {', '.join(REACHES)}")
     if floor < 1:
         raise ValueError(f"floor is {floor}; give the least tokens of an expert, 1 or more")
-    ids = [batch if isinstance(batch, Tensor) else batch.ids_BS for batch in batches]
+    ids = ids_of(batches)
     if not ids:
         raise ValueError("calibrate was given no batch of text")
     targets, _ = find(model, (rooms,) if isinstance(rooms, str) else tuple(rooms), keep)
@@ -185,13 +186,22 @@ def _fill(note: _Notes, floor: int, draw: torch.Generator) -> Callable[..., None
 
 
 def _run(model: nn.Module, ids: list[Tensor], hooks: dict[Target, Callable[..., None]]) -> None:
-    training, device = model.training, next(model.parameters()).device
-    handles = [target.module.register_forward_pre_hook(hook, with_kwargs=True) for target, hook in hooks.items()]
-    model.eval()
+    with evaluating(model):
+        listen(model, ids, {target.module: hook for target, hook in hooks.items()})
+
+
+def ids_of(batches: Iterable[Any]) -> list[Tensor]:
+    """The token ids of batches, which are such tensors or have them as `ids_BS`."""
+    return [batch if isinstance(batch, Tensor) else batch.ids_BS for batch in batches]
+
+
+def listen(model: nn.Module, ids: list[Tensor], hooks: Mapping[nn.Module, Callable[..., None]]) -> None:
+    """Run a model on text while each hook hears what its module is given: (module, positional, named)."""
+    device = next(model.parameters()).device
+    handles = [module.register_forward_pre_hook(hook, with_kwargs=True) for module, hook in hooks.items()]
     try:
         for ids_BS in ids:
             model(ids_BS.to(device))
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.kernels.quant import Packed
+from labkit.nn.quant.calibrate import ids_of, listen
 from labkit.nn.quant.convert import check
 from labkit.nn.quant.experts import QuantExperts, decided
 from labkit.nn.quant.modules import Held
@@ -136,7 +137,7 @@ def dynamic(
     schemes = [find_scheme(name) for name in (low, high)]
     if cast := [scheme.name for scheme in schemes if scheme.pack is None]:
         raise ValueError(f"{cast[0]} casts a whole model; dynamic takes two schemes that pack")
-    ids = [batch if isinstance(batch, Tensor) else batch.ids_BS for batch in batches]
+    ids = ids_of(batches)
     if not ids:
         raise ValueError("dynamic was given no batch of text to set its thresholds by")
     targets, _ = find(model, ("experts",))
@@ -162,14 +163,7 @@ def _set_thresholds(model: nn.Module, made: list[DynamicExperts], ids: list[Tens
         x_TD, *decision = (*given, *named.values())
         found[module].append(module.feature(x_TD, decided(tuple(decision), module.low.num_experts)[1]))
 
-    handles = [module.register_forward_pre_hook(hear, with_kwargs=True) for module in made]
-    device = next(model.parameters()).device
-    try:
-        for ids_BS in ids:
-            model(ids_BS.to(device))
-    finally:
-        for handle in handles:
-            handle.remove()
+    listen(model, ids, dict.fromkeys(made, hear))
     for module, values in found.items():
         sorted_T = torch.cat(values).sort().values
         above = round(share * len(sorted_T))

@@ -5,6 +5,7 @@ Triton is loaded by the first call that can use it. Everything else takes the lo
 
 from __future__ import annotations
 
+from functools import cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
@@ -39,12 +40,22 @@ def refuses(module: QuantExperts, x_TD: Tensor) -> str:
         return "the kernels have no gradients"
     if getattr(module.up.packed, "block", _BLOCKS.get(form)) != _BLOCKS.get(form):
         return f"the kernels know {form} in blocks of {_BLOCKS[form]}"
-    if find_spec("triton") is None:
-        return 'Triton is not installed; pip install "labkit[gpu]"'
+    if reason := absent():
+        return reason
     from labkit.kernels import quant_experts
 
     D, F = module.down.packed.shape[1:]
     return quant_experts.refuses(form, x_TD.dtype, x_TD.device.type, D, F, activations=activations)
+
+
+@cache
+def absent() -> str:
+    """Why there are no kernels here at all; empty if there are. Looked for once, not at every call."""
+    if find_spec("triton") is None:
+        return 'Triton is not installed; pip install "labkit[gpu]"'
+    if find_spec("labkit.kernels.quant_experts") is None:
+        return "this version of labkit has no kernels for packed experts"
+    return ""
 
 
 def can(module: QuantExperts, x_TD: Tensor) -> bool:

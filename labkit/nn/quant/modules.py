@@ -7,7 +7,7 @@ what they mean. Devices change as usual.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -124,8 +124,3 @@ class QuantSwiGLU(nn.Module):
 def held_of(module: nn.Module) -> dict[str, Held]:
     """Every packed weight below a module, by its path."""
     return {name: child for name, child in module.named_modules() if isinstance(child, Held)}
-
-
-def plain(value: Any) -> Any:
-    """A number format as a word, for JSON; everything else as it is."""
-    return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value

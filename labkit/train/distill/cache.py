@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from labkit.core.config import ModelConfig
 from labkit.core.cost import model_flops_per_token
+from labkit.train.checkpoint import sha256
 from labkit.train.crossentropy import IGNORED
 from labkit.train.distill.fingerprint import fingerprint
 from labkit.train.distill.objective import teacher_logits
@@ -82,7 +83,7 @@ class TeacherCache:
                 f"{path} was made by teacher {cache.teacher[:12]}…, not by {found[:12]}…; give that model, or write "
                 "the cache again"
             )
-        if verify and _sha256(cache.path) != cache.checksum:
+        if verify and sha256(cache.path) != cache.checksum:
             raise ValueError(f"{path} is not what was written: its checksum differs; write the cache again")
         return cache
 
@@ -201,7 +202,7 @@ def write_cache(
     flops = sequences * sequence * model_flops_per_token(config, (sequence + 1) // 2).total if counted else None
     cache = TeacherCache(
         path, sequences, sequence, k, vocab_size, temperature, estimator, tuple(names), fingerprint(teacher), flops,
-        _sha256(path),
+        sha256(path),
     )  # fmt: skip
     _write_sidecar(cache)
     return cache
@@ -287,8 +288,3 @@ def _sidecar(path: Path) -> Path:
 
 def _seal(known: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -11,6 +11,7 @@ Legend: B batch, S sequence, T tokens (B·S), V vocabulary, J outcomes that are 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -94,24 +95,44 @@ class _Divergences(torch.autograd.Function):
     def forward(
         context: Any, student_TV: Tensor, teacher_TV: Tensor, mask_T: Tensor, beta: float, temperature: float
     ) -> Tensor:
-        T, V = student_TV.shape
-        wide = torch.float64 if student_TV.dtype == torch.float64 else torch.float32
-        D_T = torch.zeros(T, dtype=wide, device=student_TV.device)
-        slope_TV = torch.empty_like(student_TV) if context.needs_input_grad[0] else None
-        for part in slices(T, V):
-            logq = log_probabilities(student_TV[part], temperature, wide)
-            D, w = terms(log_probabilities(teacher_TV[part], temperature, wide), logq, beta)
-            D_T[part] = torch.where(mask_T[part], D, 0.0)
-            if slope_TV is not None:
-                slope_TV[part] = w.addcmul_(logq.exp_(), w.sum(-1, keepdim=True), value=-1).div_(temperature)
-        if slope_TV is not None:
-            context.save_for_backward(slope_TV, mask_T)
-        return D_T
+        def one_slice(part: slice, logq: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+            D, w = terms(log_probabilities(teacher_TV[part], temperature, logq.dtype), logq, beta)
+            return D, lambda: w.addcmul_(logq.exp_(), w.sum(-1, keepdim=True), value=-1)
+
+        return by_slices(context, student_TV, mask_T, temperature, one_slice)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(context: Any, grad_T: Tensor) -> tuple[Tensor | None, ...]:
         return masked_slope(*context.saved_tensors, grad_T), None, None, None, None
+
+
+def by_slices(
+    context: Any, student_TV: Tensor, mask_T: Tensor, temperature: float,
+    one_slice: Callable[[slice, Tensor], tuple[Tensor, Callable[[], Tensor]]],
+) -> Tensor:  # fmt: skip
+    """The forward pass of a divergence: its value at every position [T], its slope kept in `context` for the backward.
+
+    Args:
+        one_slice: from a slice of positions and the student's log-probabilities there, which it may overwrite, to the
+            divergences [slice] and to what makes T · ∂D/∂z, called only if a gradient is wanted.
+    """
+    wide = wide_of(student_TV)
+    D_T = torch.zeros(len(student_TV), dtype=wide, device=student_TV.device)
+    slope_TV = torch.empty_like(student_TV) if context.needs_input_grad[0] else None
+    for part in slices(*student_TV.shape):
+        D, slope = one_slice(part, log_probabilities(student_TV[part], temperature, wide))
+        D_T[part] = torch.where(mask_T[part], D, 0.0)
+        if slope_TV is not None:
+            slope_TV[part] = slope().div_(temperature)
+    if slope_TV is not None:
+        context.save_for_backward(slope_TV, mask_T)
+    return D_T
+
+
+def wide_of(logits: Tensor) -> torch.dtype:
+    """What losses of these logits are computed in: float64 if they are, else float32."""
+    return torch.float64 if logits.dtype == torch.float64 else torch.float32
 
 
 def log_probabilities(logits_TV: Tensor, temperature: float, dtype: torch.dtype) -> Tensor:

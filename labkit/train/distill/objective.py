@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from labkit.core.config import Config
+from labkit.nn.model import evaluating
 from labkit.train.crossentropy import IGNORED, token_losses
 from labkit.train.distill.divergence import check_numbers, divergences
 from labkit.train.distill.fingerprint import fingerprint
@@ -108,15 +108,5 @@ def teacher_logits(teacher: nn.Module, ids_BS: Tensor, like: torch.dtype | None 
     if where != ids_BS.device:
         raise ValueError(f"the teacher is on {where}, the batch on {ids_BS.device}; move the teacher there")
     short = like in (torch.bfloat16, torch.float16)
-    with _evaluating(teacher), torch.autocast(where.type, like) if short else contextlib.nullcontext():
+    with evaluating(teacher), torch.autocast(where.type, like) if short else contextlib.nullcontext():
         return call(teacher, ids_BS).logits
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,25 +8,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from labkit.nn.generate import generate
 from labkit.nn.model import Transformer
 from labkit.train.crossentropy import IGNORED
 from labkit.train.feed import Source
-
-
-@dataclass(frozen=True, eq=False)
-class WrittenBatch:
-    """Prompts and what the student wrote after them; labels are −100 on the prompts."""
-
-    ids_BS: Tensor
-    labels_BS: Tensor
-    domains: tuple[str, ...]
+from labkit.train.tokens import TokenBatch
 
 
 class OnPolicy:
@@ -78,7 +68,8 @@ class OnPolicy:
         self._count = int(state["count"])
         self.text.load(state["text"])
 
-    def _written(self, some: Any, seed: int) -> WrittenBatch:
+    def _written(self, some: Any, seed: int) -> TokenBatch:
+        """Prompts and what the student wrote after them; labels are −100 on the prompts."""
         device, S, P = self.student.device, some.ids_BS.shape[1], self.prompt
         ids_BS = generate(
             self.student, some.ids_BS[:, :P].to(device), max_new_tokens=S - P, do_sample=True,
@@ -86,4 +77,4 @@ class OnPolicy:
         ).cpu()  # fmt: skip
         labels_BS = ids_BS.clone()
         labels_BS[:, :P] = IGNORED
-        return WrittenBatch(ids_BS, labels_BS, tuple(some.domains))
+        return TokenBatch(ids_BS, labels_BS, tuple(some.domains))

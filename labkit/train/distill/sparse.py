@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,13 +23,14 @@ import torch
 from torch import Tensor
 
 from labkit.train.distill.divergence import (
+    by_slices,
     check_numbers,
     flat_mask,
     log_probabilities,
     masked_slope,
-    slices,
     terms,
-)  # fmt: skip
+    wide_of,
+)
 
 Estimator = Literal["tail", "topk", "sampled"]
 ESTIMATORS = ("tail", "topk", "sampled")
@@ -149,20 +151,13 @@ class _SparseDivergences(torch.autograd.Function):
         context: Any, student_TV: Tensor, ids_TK: Tensor, logp_TK: Tensor, tail_T: Tensor, mask_T: Tensor,
         beta: float, temperature: float, estimator: str,
     ) -> Tensor:  # fmt: skip
-        T, V = student_TV.shape
-        wide = torch.float64 if student_TV.dtype == torch.float64 else torch.float32
-        D_T = torch.zeros(T, dtype=wide, device=student_TV.device)
-        slope_TV = torch.empty_like(student_TV) if context.needs_input_grad[0] else None
-        for part in slices(T, V):
-            logq, ids = log_probabilities(student_TV[part], temperature, wide), ids_TK[part]
-            logp = torch.cat([logp_TK[part], tail_T[part, None]], -1).to(wide)
+        def one_slice(part: slice, logq: Tensor) -> tuple[Tensor, Callable[[], Tensor]]:
+            ids = ids_TK[part]
+            logp = torch.cat([logp_TK[part], tail_T[part, None]], -1).to(logq.dtype)
             D, w_TK, stretch_T = _outcomes(logq, ids, logp, beta, estimator)
-            D_T[part] = torch.where(mask_T[part], D, 0.0)
-            if slope_TV is not None:
-                slope_TV[part] = _slope(logq.exp_(), ids, w_TK, stretch_T).div_(temperature)
-        if slope_TV is not None:
-            context.save_for_backward(slope_TV, mask_T)
-        return D_T
+            return D, lambda: _slope(logq.exp_(), ids, w_TK, stretch_T)
+
+        return by_slices(context, student_TV, mask_T, temperature, one_slice)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -199,5 +194,4 @@ def _checked(logits_BSV: Tensor, k: int, temperature: float) -> Tensor:
     V = logits_BSV.shape[-1]
     if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= V:
         raise ValueError(f"k is {k!r}; give a whole number from 1 to the vocabulary of {V}")
-    wide = torch.float64 if logits_BSV.dtype == torch.float64 else torch.float32
-    return log_probabilities(logits_BSV.detach(), temperature, wide)
+    return log_probabilities(logits_BSV.detach(), temperature, wide_of(logits_BSV))
