@@ -39,7 +39,6 @@ seed = 0
 
 # %% tags=["setup"]
 import copy
-import logging
 import os
 import statistics
 import tempfile
@@ -63,10 +62,14 @@ from labkit import check, claim, hint, predict, recap, reveal
 from labkit.core.config import MoEConfig
 from labkit.core.presets import preset
 from labkit.course.mine import my_model
-from labkit.kernels import fp8, measure, quant
+from labkit.kernels import fp8, quant
 from labkit.kernels import nf4 as four
+from labkit.kernels.bench import apart
+from labkit.kernels.bench.rounds import take_turns
 from labkit.nn import Experts, quantize
 from labkit.nn.quant import bytes_on_disk, calibrate, dynamic, save
+from labkit.nn.quant.calibrate import listen
+from labkit.nn.quant.experts import decided
 from labkit.nn.quant.rooms import room_of
 from labkit.show import picture, style
 from labkit.train import documents
@@ -75,7 +78,7 @@ from labkit.train.tokens import TokenSource, evaluation, write_tokens
 gpu = profile == "gpu"
 device = runtime.device() if gpu else torch.device("cpu")
 where = runtime.device_name(device)
-half = runtime.dtype() if gpu else torch.float32
+half = runtime.dtype() if gpu else torch.float32  # what packed weights are multiplied in
 runtime.seed_all(seed)
 draw = torch.Generator().manual_seed(seed)
 torch.set_num_threads(1)  # what runs on the CPU here is small: threads would only wait for each other
@@ -86,8 +89,8 @@ MB = 10**6
 # of four kinds that it was not trained on. All sizes that cost time stand in this cell:
 
 # %%
-SEQ, HELD, CALIBRATION = (256, 65_536, 32_768) if gpu else (128, 1024, 1024)
-PREFILL, DECODE = (16_384, (1, 16)) if gpu else (64, (1, 4))
+SEQ, HELD, CALIBRATION = (256, 65_536, 32_768) if gpu else (128, 512, 512)
+PREFILL, DECODE = (16_384, (1, 4, 16)) if gpu else (64, (1, 4))
 SHAPES = ("olmoe-1b-7b", "qwen3-30b-a3b", "deepseek-v2-lite") if gpu else ("small",)
 trained = my_model(device=device)
 model = trained.model.requires_grad_(False)
@@ -225,17 +228,14 @@ display(fig)
 seen = {}
 
 
-def listen(name, module, given, named):
+def note(name, module, given, named):
     x = given[0] if given else named["hidden_states"]
     seen[name] = x.detach().float().flatten(0, -2).cpu()
 
 
 parts = {name: m for name, m in model.named_modules() if name.endswith((".attention", ".ffn"))}
-handles = [m.register_forward_pre_hook(partial(listen, name), with_kwargs=True) for name, m in parts.items()]
 with torch.no_grad():
-    model(held[0].ids_BS[:4].to(device))
-for handle in handles:
-    handle.remove()
+    listen(model, [held[0].ids_BS[:4]], {m: partial(note, name) for name, m in parts.items()})
 
 # %% [markdown]
 # By how much does the largest activation exceed the usual size (the root mean square) of its place?
@@ -770,24 +770,22 @@ def opened(model):
 # Plain, and with the pattern (the experts have to be in their plain implementation for it):
 
 # %%
-if find_spec("torchao"):
-    logging.getLogger("torchao").setLevel(logging.ERROR)
+plain_ao, every_ao = load().to(device), load().to(device)
+every_ao.set_experts_implementation("eager")
+try:
+    ao = apart.load("torchao.quantization")
+except ImportError:
+    ao = None
+    print("torchao is not installed (pip install torchao), so it is missing from the picture below.")
+else:
+    eight = ao.Int8WeightOnlyConfig()
+    by_name = ao.FqnToConfig({r"re:.*experts\.(gate_up_proj|down_proj)": eight})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from torchao.quantization import FqnToConfig, Int8WeightOnlyConfig, quantize_
-
-        eight = Int8WeightOnlyConfig()
-        quantize_(plain_ao := load().to(device), eight)
-        every_ao = load().to(device)
-        every_ao.set_experts_implementation("eager")
-        quantize_(
-            every_ao,
-            FqnToConfig({r"re:.*experts\.(gate_up_proj|down_proj)": eight, "_default": eight}),
-            filter_fn=None,
-        )
+        ao.quantize_(plain_ao, eight)
+        ao.quantize_(every_ao, eight)
+        ao.quantize_(every_ao, by_name, filter_fn=None)
     weighed |= {"torchao, INT8": opened(plain_ao), "torchao, experts too": opened(every_ao)}
-else:
-    print("torchao is not installed (pip install torchao), so it is missing from the picture below.")
 
 # %% [markdown]
 # Ours, in one line. `labkit.nn.quantize` takes any mixture of experts of transformers, packs fused experts, and
@@ -907,7 +905,7 @@ def loss_of(found):
     return statistics.mean(nats for nats, _ in found.values())
 
 
-full = judge(model)
+full = judge(copy.deepcopy(model).to(half))
 print(", ".join(f"{name} {nats:.3f} nats, {right:.1f} % right" for name, (nats, right) in full.items()))
 
 # %% [markdown]
@@ -929,7 +927,7 @@ for name in ("not calibrated", *WAYS):
         text, reach = WAYS[name]
         shown = calibrate(net, TEXT[text], reach=reach, rooms="experts", keep=keep)
     quantize(net, "nf4", rooms="experts", keep=keep, calibration=shown)
-    added[name] = 100 * (loss_of(judge(net)) / loss_of(full) - 1)
+    added[name] = 100 * (loss_of(judge(net.to(half))) / loss_of(full) - 1)
 p_calibrate.against(100 * (1 - added["all four, every token"] / added["not calibrated"]))
 
 # %% [markdown]
@@ -963,6 +961,9 @@ display(Markdown(said))
 #
 # The same model in every format: bytes in memory and on disk, loss and accuracy by kind of text, and tokens per second
 # of reading (many at once) and of writing (one at a time).
+#
+# What a format leaves unpacked is weighed as it is stored, in FP32. A GPU's kernels want 16-bit activations: there all
+# of it then runs in those.
 
 # %%
 LADDER = {
@@ -978,10 +979,11 @@ if gpu:
 
 
 @torch.no_grad()
-def seconds_of(call):
-    """Seconds of a call: the median on a GPU; on a CPU, which others may be using, the fastest."""
-    found = measure.timing(call, device, samples=7 if gpu else 3)
-    return found.median if gpu else found.low
+def seconds_of(calls):
+    """Seconds of calls that take turns: the median on a GPU; on a CPU, which others may be using, the fastest."""
+    took, failed = take_turns(calls, device, rounds=3 if gpu else 2, repeats=3 if gpu else 1)
+    assert not failed, failed
+    return {name: (statistics.median if gpu else min)(times) for name, times in took.items()}
 
 
 def rung(name, scheme):
@@ -993,9 +995,12 @@ def rung(name, scheme):
     ids = held[0].ids_BS.to(device)
     rooms = bytes_by_room(net, partial(room_of, net))
     row = {"rooms": rooms, "memory": sum(rooms.values()), "disk": bytes_on_disk(place)}
-    many = ids.repeat(4, 1) if gpu else ids[:1]
-    row |= {name: x.numel() / seconds_of(partial(net, x)) for name, x in (("reads", many), ("writes", ids[:1, :1]))}
+    if scheme not in (None, "fp16"):
+        net.to(half)  # what is not packed
     row["judged"] = judge(net)
+    given = {"reads": ids.repeat(4, 1) if gpu else ids[:1], "writes": ids[:1, :1]}
+    seconds = seconds_of({name: partial(net, x) for name, x in given.items()})
+    row |= {name: x.numel() / seconds[name] for name, x in given.items()}
     for file in place.iterdir():
         file.unlink()
     return row
@@ -1071,7 +1076,8 @@ small = f"{about}, {where}"
 for name in ("INT8", "INT8 × INT8"):
     value = worse[name]
     low, high = min(*spans[name], value), max(*spans[name], value)
-    claim(10, value, measure="loss", low=low, high=high, condition=f"{name}, nats on {TOKENS:,} tokens, {small}")
+    how = f"{name}, all else in {str(half).removeprefix('torch.')}, nats on {TOKENS:,} tokens"
+    claim(10, value, measure="loss", low=low, high=high, condition=f"{how}, {small}")
 
 # %% [markdown]
 # **Claim 4** says 75%. Everything in INT8 would be three quarters, were it not for the scales; and rooms that stay as
@@ -1211,22 +1217,44 @@ def peers_of(layer):
         for name in ("gate_up_E2FD", "down_EDF"):
             replace_parameter_4bit(whole, name, quant_type="nf4", blocksize=64)
         found |= {"bitsandbytes, NF4": whole, "bitsandbytes, INT8": Loop(layer, eight)}
-    if find_spec("torchao"):
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        loop = Loop(layer, linear)
-        quantize_(loop, Int8WeightOnlyConfig())
-        found["torchao, INT8"] = loop
+    if ao:
+        found["torchao, INT8"] = loop = Loop(layer, linear)
+        ao.quantize_(loop, ao.Int8WeightOnlyConfig())
     return found
 
 
 # %% [markdown]
-# For each shape and each number of tokens: time, error against float32, and the bytes of the experts that were read.
+# A layer that decodes is a few short kernels, and starting them one by one from Python would take longer than they
+# do. So on a GPU *decode* replays a **CUDA graph** (lab 08), as engines do. The loops over experts cannot be recorded:
+# they wait for the list of experts that are in use.
+
 
 # %%
 OURS = ("FP32", "16 bits", *FORMS)
 
 
+def recorded(call):
+    """On a GPU a call that was made before, as a CUDA graph."""
+    if not gpu:
+        return call
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def weight_of(experts):
+    """Bytes of a layer's weights, those too that no list of buffers has."""
+    parts = [part for t in experts.state_dict().values() for part in plain_tensors(t)]
+    return sum(part.nbytes for part in parts)
+
+
+# %% [markdown]
+# For each shape and each number of tokens: time, error against float32, and the bytes of the experts that were read.
+# All take turns, and a GPU's cache is emptied before each call, since in a model other layers come in between.
+
+
+# %%
 @torch.no_grad()
 def measured(name):
     """Rows (tokens, what, seconds, error in percent, bytes read) for a shape."""
@@ -1238,21 +1266,15 @@ def measured(name):
         decision = ids.to(device), scores.to(device)
         true = layer(x[:64], tuple(part[:64] for part in decision))
         share = len(ids.unique()) / c.num_experts
+        calls, errors = {}, {}
         for what, experts in made.items():
-            x_half = x if what == "FP32" else x.to(half)
-            call = partial(experts, x_half, (decision[0], decision[1].to(x_half.dtype)))
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                error = 100 * off(call()[:64].float(), true)
-                seconds = seconds_of(call)
-            rows.append((T, what, seconds, error, share * weight_of(experts)))
+            dtype = x.dtype if what == "FP32" else half
+            call = partial(experts, x.to(dtype), (decision[0], decision[1].to(dtype)))
+            errors[what] = 100 * off(call()[:64].float(), true)
+            calls[what] = recorded(call) if what in OURS and T in DECODE else call
+        seconds = seconds_of(calls)
+        rows += [(T, what, seconds[what], errors[what], share * weight_of(e)) for what, e in made.items()]
     return rows
-
-
-def weight_of(experts):
-    """Bytes of a layer's weights, those too that no list of buffers has."""
-    parts = [part for t in experts.state_dict().values() for part in plain_tensors(t)]
-    return sum(part.nbytes for part in parts)
 
 
 # %% [markdown]
@@ -1264,7 +1286,9 @@ p_decode = predict("11.decode", "One token, INT8 weights: time, of unpacked weig
 p_prefill = predict("11.prefill", "Prefill, INT8 weights: time, of unpacked weights'?", 20, 400, "%")
 
 # %%
-speeds = {name: measured(name) for name in SHAPES}
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    speeds = {name: measured(name) for name in SHAPES}
 BASE = "16 bits" if gpu else "FP32"
 first = SHAPES[min(1, len(SHAPES) - 1)]
 time_of = {(name, T, what): seconds for name, rows in speeds.items() for T, what, seconds, *_ in rows}
@@ -1317,8 +1341,8 @@ for shape, rows in speeds.items():
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
-# Bytes against time. If bytes were all, decode's dots would lie on the line through *unpacked* and zero. The distance
-# above it is what unpacking and launching cost.
+# Bytes against time. If bytes were all, decode's dots would lie on the line through unpacked weights and zero. The
+# distance above it is what everything else costs: unpacking, starting, calls.
 
 # %%
 with style.use():
@@ -1436,30 +1460,27 @@ display(fig)
 
 
 # %%
-twice = copy.deepcopy(model)
+twice = copy.deepcopy(model).to(half)
 layers = dynamic(twice, TEXT["all four"][:1], low="nf4", high="int8", by="random", share=0.5)
 NEVER, ALWAYS = float("inf"), float("-inf")
 
 
 def prepare(by, budget):
     """Set every layer's threshold so that the calibration text stays within a budget of bits."""
-    heard = {module: [] for module in layers}
+    heard = {}
+
+    def hear(module, given, named):
+        x_TD, *decision = (*given, *named.values())
+        _, scores_TK = decided(decision, module.low.num_experts)
+        heard[module] = module.feature(x_TD, scores_TK).float().cpu()
+
     for module in layers:
         module.by, module.threshold = by, NEVER
-    hooks = [m.register_forward_pre_hook(lambda m, given: heard[m].append(hear(m, *given))) for m in layers]
     with torch.no_grad():
-        twice(TEXT["all four"][0])
-    for module, hook in zip(layers, hooks, strict=True):
-        hook.remove()
-        feature_T = torch.cat(heard[module]).cpu()
+        listen(twice, TEXT["all four"][:1], dict.fromkeys(layers, hear))
+    for module, feature_T in heard.items():
         high_T = pick_precision(feature_T, *COST, budget)
         module.threshold = (feature_T[high_T].min() - 1e-6).item() if high_T.any() else NEVER
-
-
-def hear(module, x_TD, decision):
-    """A layer's feature of its tokens."""
-    both = (decision.topk_ids_TK, decision.topk_scores_TK) if hasattr(decision, "topk_ids_TK") else decision
-    return module.feature(x_TD, both[1])
 
 
 # %% [markdown]
@@ -1478,7 +1499,7 @@ def try_out():
 
 
 fixed, L = {}, len(layers)
-for number in range(L + 1) if gpu else sorted({0, 1, L // 2, L}):
+for number in range(L + 1) if gpu else (0, L // 2, L):
     for end in ("first", "last") if gpu and 0 < number < L else ("first",):
         for at, module in enumerate(layers if end == "first" else reversed(layers)):
             module.by, module.threshold = "random", ALWAYS if at < number else NEVER
@@ -1516,7 +1537,7 @@ with style.use():
     for at, by in enumerate(("random", "margin", "outliers")):
         points = [(chosen[by, share][0], nats[by, share]) for share in BUDGETS]
         axis.plot(*zip(*points, strict=True), "s", color=style.PALETTE[at], label=by)
-    axis.axhline(loss_of(full), color=style.INK, linestyle=":", label="FP32")
+    axis.axhline(loss_of(full), color=style.INK, linestyle=":", label="not packed")
     axis.set(xlabel="bits read for a weight of the experts", ylabel="held-out loss (nats)")
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 told = ", ".join(f"{by} {chosen[by, s][0]:.2f} bits {nats[by, s]:.4f}" for by, s in chosen)
