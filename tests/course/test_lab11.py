@@ -8,7 +8,9 @@ from torch import nn
 
 from labkit.core.config import MoEConfig
 from labkit.course import labs
+from labkit.course.grade import grade
 from labkit.course.labs import _11_cases as inputs
+from labkit.course.release import answer_id, grade_id, render, solved_notebook
 from labkit.course.weighed import built, first_word, weigh
 from labkit.kernels import fp8, nf4, quant
 from labkit.nn import MoE, quantize
@@ -163,3 +165,19 @@ def test_bitsandbytes_in_transformers_still_leaves_experts_out(tmp_path):
     ]
     assert rooms[1]["experts"] == rooms[0]["experts"]
     assert rooms[1]["attention"] < rooms[0]["attention"]
+
+
+# ------------------------------------------------------------------------------------------------------------- grading
+
+
+@pytest.mark.sandbox
+def test_lab_11_is_graded_in_the_sandbox(tmp_path):
+    """Packed codes and modules that share memory must cross its wall; one wrong answer is found among right ones."""
+    notebook = solved_notebook("11")
+    for cell in notebook.cells:
+        if grade_id(cell) == answer_id("11.outlier_product"):
+            cell.source = cell.source.replace("largest_T1 = inside_TC.abs()", "largest_T1 = x_TC.abs()")
+    path = tmp_path / "mine.ipynb"
+    path.write_text(render(notebook), "utf-8")
+    wrong = {graded.exercise: graded.diagnosis for graded in grade(path).exercises if graded.status != "passed"}
+    assert wrong == {"11.outlier_product": "outliers_in_scale"}
