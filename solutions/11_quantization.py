@@ -1164,6 +1164,12 @@ def packed_forms(layer):
     return made
 
 
+def weight_of(experts):
+    """Bytes of a layer's weights, those too that no list of buffers has."""
+    parts = [part for t in experts.state_dict().values() for part in plain_tensors(t)]
+    return sum(part.nbytes for part in parts)
+
+
 # %% [markdown]
 # The peers on the same weights: bitsandbytes' parametrized experts (made whole on each read, then our 16-bit kernels),
 # and a loop over experts made of its linear layers or of torchao's. The loops are what one gets who packs experts one
@@ -1224,9 +1230,12 @@ def peers_of(layer):
 
 
 # %% [markdown]
+# For each shape and each number of tokens: time, error against float32, and the bytes of the experts that were read.
+# All take turns, and a GPU's cache is emptied before each call, since in a model other layers come in between.
+#
 # A layer that decodes is a few short kernels, and starting them one by one from Python would take longer than they
-# do. So on a GPU *decode* replays a **CUDA graph** (lab 08), as engines do. The loops over experts cannot be recorded:
-# they wait for the list of experts that are in use.
+# do. So on a GPU *decode* replays a **CUDA graph** (lab 08), as engines do. Peers are called as they are: a loop over
+# experts waits for the list of those in use, which no graph can record.
 
 
 # %%
@@ -1254,18 +1263,6 @@ def error_of(what, call, true):
         return float("nan")
 
 
-def weight_of(experts):
-    """Bytes of a layer's weights, those too that no list of buffers has."""
-    parts = [part for t in experts.state_dict().values() for part in plain_tensors(t)]
-    return sum(part.nbytes for part in parts)
-
-
-# %% [markdown]
-# For each shape and each number of tokens: time, error against float32, and the bytes of the experts that were read.
-# All take turns, and a GPU's cache is emptied before each call, since in a model other layers come in between.
-
-
-# %%
 @torch.no_grad()
 def measured(name):
     """Rows (tokens, what, seconds, error in percent, bytes read) for a shape."""
