@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from labkit.kernels.quant import Packed, blocks, check_weight, spread
@@ -149,5 +150,8 @@ def _nearest(values: Tensor, levels: Tensor) -> Tensor:
 
 def _dequantize(codes: Tensor, absmax: Tensor, columns: int, block: int) -> Tensor:
     levels = torch.tensor(LEVELS, device=codes.device)
-    code = torch.stack([codes >> 4, codes & 15], dim=-1).flatten(-2)[..., :columns]
-    return levels[code.int()] * spread(absmax, block, columns)
+    pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], dim=-1)  # a byte's two levels
+    whole = F.embedding(codes.int(), pairs).flatten(-2)[..., :columns]
+    if columns % block:
+        return whole * spread(absmax, block, columns)
+    return (whole.unflatten(-1, (-1, block)) * absmax[..., None]).flatten(-2)

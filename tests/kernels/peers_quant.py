@@ -5,28 +5,18 @@ torchao may lie in a folder of its own (`make setup-test` puts it there), which 
 
 from __future__ import annotations
 
-import importlib
-import logging
-import sys
-import warnings
-from pathlib import Path
-
 import pytest
 import torch
+
+from labkit.kernels.bench import apart
 
 
 def load(name: str):
     """The module, or a skipped test."""
-    logging.getLogger("torchao").setLevel(logging.ERROR)
-    apart = str(Path(sys.prefix) / "peers")
-    sys.path.append(apart)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pytest.importorskip(name.split(".")[0], reason=f"{name} is not installed", exc_type=ImportError)
-            return importlib.import_module(name)
-    finally:
-        sys.path.remove(apart)
+        return apart.load(name)
+    except ImportError as error:
+        pytest.skip(f"{name} is not installed: {error}")
 
 
 def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32, device: str = "cpu") -> torch.Tensor:

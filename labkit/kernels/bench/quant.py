@@ -16,7 +16,7 @@ from torch.nn.functional import silu
 
 from labkit.core.runtime import Unavailable
 from labkit.kernels import dispatch
-from labkit.kernels.bench import moe
+from labkit.kernels.bench import apart, moe
 from labkit.kernels.bench.moe import MoECase
 from labkit.kernels.bench.peers import Call, Make
 from labkit.kernels.bench.shapes import MoEShape
@@ -161,11 +161,11 @@ def _bitsandbytes(bits: int, case: QuantCase) -> Call:
 
 
 def _torchao(case: QuantCase) -> Call:
-    import torchao
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    torchao = apart.load("torchao")
+    made = apart.load("torchao.quantization")
 
     def pack(linear: nn.Linear, case: QuantCase) -> nn.Module:
-        quantize_(linear, Int8WeightOnlyConfig())
+        made.quantize_(linear, made.Int8WeightOnlyConfig())
         return linear
 
     return _looped(pack, f"torchao {torchao.__version__}", case)
