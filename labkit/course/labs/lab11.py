@@ -57,7 +57,9 @@ OUTLIER_PRODUCT = Exercise(
         "outlier] * largest_R1 / 127).T.",
     ),
     mistakes=words.OUTLIER_PRODUCT,
-    oracle=Oracle("bitsandbytes' INT8 product of the rest", theirs.outlier_product, fits=theirs.outlier_fits, needs="bitsandbytes"),
+    oracle=Oracle(
+        "bitsandbytes' INT8 product of the rest", theirs.outlier_product, fits=theirs.outlier_fits, needs="bitsandbytes"
+    ),
     atol=1e-4,
 )
 
