@@ -39,6 +39,7 @@ seed = 0
 
 # %% tags=["setup"]
 import copy
+import logging
 import os
 import statistics
 import tempfile
@@ -1214,6 +1215,8 @@ def peers_of(layer):
     if find_spec("bitsandbytes"):
         import bitsandbytes as bnb
         from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each call it says that it rounds to float16
 
         def eight(w):
             made = bnb.nn.Linear8bitLt(w.shape[1], w.shape[0], bias=False, has_fp16_weights=False, threshold=6.0)

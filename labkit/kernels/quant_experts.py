@@ -1,6 +1,7 @@
 """The experts of a layer with quantised weights as one operator, forward only.
 
-Weight-only (`activations=False`): packed weights are widened in registers, products are in the tokens' dtype. With
+Weight-only (`activations=False`): packed weights are widened in registers, products are in the tokens' dtype; for many
+tokens they are made whole once (`quant_wide`), which takes up to `WHOLE` bytes while it lasts. With
 `activations=True` both sides are quantised, "int8" or "fp8": tokens once, before they are gathered, and the hidden rows
 where they are made. `kernels.quant`, `fp8` and `nf4` are the specification.
 """
@@ -17,13 +18,18 @@ from torch.utils.flop_counter import register_flop_formula
 
 from labkit.kernels import quant_few, quant_mm, quant_pairs, quant_rows
 from labkit.kernels.combine import combine
+from labkit.kernels.grouped_mm import gate_up as wide_gate_up
+from labkit.kernels.grouped_mm import rows_times
 from labkit.kernels.language import INTERPRETED, triton, unsupported, watched
 from labkit.kernels.permute import expert_map
-from labkit.kernels.tiles import FEW, SOME, Tile
+from labkit.kernels.quant_wide import widen
+from labkit.kernels.tiles import FEW, SOME, Tile, tiles
 
 FORMS = {"int8": torch.int8, "fp8": torch.float8_e4m3fn, "nf4": torch.uint8}
 """The formats, and the dtype of their codes."""
 PAIRS = 4  # up to so many tokens, every pair is computed by itself
+MANY = 256  # from so many rows of an average expert on, weights are made whole for the call
+WHOLE = 2**31  # unless that would take more bytes than this
 # Hopper's, measured there (docs/kernels.md).
 _TILES = {
     "few": Tile(16, 128, 128, 4, 4, 3),
@@ -119,10 +125,25 @@ def _compute(
     if len(x) <= PAIRS:
         hidden = quant_pairs.gate_up_pairs(x, ids, *first, form)
         return quant_pairs.down_tokens(hidden, ids, scores, *second, form)
-    tile = _tile(ids.numel() / len(down), x)
+    rows = ids.numel() / len(down)
+    if rows >= MANY and _bytes_whole(first[0], form, x.dtype) <= WHOLE:
+        return _made_whole(x, ids, scores, first, second, form)
+    tile = _tile(rows, x)
     places = expert_map(ids, len(down), tile.block_m)
     hidden = quant_few.gate_up_tiles(x, *first, form, places, tile)
     return combine(quant_few.down_tiles(hidden, *second, form, places, tile), places.place_TK, scores)
+
+
+def _made_whole(x: Tensor, ids: Tensor, scores: Tensor, gate_up: list[Tensor], down: list[Tensor], form: str) -> Tensor:
+    tile, _ = tiles(x.dtype, ids.numel() / len(down[0]), x.device)
+    places = expert_map(ids, len(down[0]), tile.block_m)
+    hidden, _ = wide_gate_up(x, widen(*gate_up, form, x.dtype), places, tile, save=False)
+    y = rows_times(hidden, widen(*down, form, x.dtype), places, tile, gather=False, transposed=True)
+    return combine(y, places.place_TK, scores)
+
+
+def _bytes_whole(codes: Tensor, form: str, dtype: torch.dtype) -> int:
+    return codes.numel() * (2 if form == "nf4" else 1) * dtype.itemsize
 
 
 def _both_quantised(

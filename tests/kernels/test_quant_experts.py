@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from labkit.kernels import fp8, nf4, quant, quant_experts, quant_pairs, quant_rows, reference
 from labkit.kernels.permute import expert_map
 from labkit.kernels.quant_experts import experts
+from labkit.kernels.quant_wide import widen
 
 
 def pack(w, form):
@@ -77,6 +78,37 @@ def test_both_sides_quantised_equal_the_reference(data):
     ours = experts(*routed, *raw, form=form, activations=True)
     # A hidden value that falls between two codes may fall on the other side: sums are in another order.
     assert error(ours, want(routed, packed, form, True)) < 2e-3
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.data())
+def test_matrices_made_whole_are_what_the_codes_stand_for(data):
+    form = data.draw(st.sampled_from(["int8", "fp8", "nf4"]), "form")
+    E, R, C = (
+        data.draw(st.integers(1, 3), "E"),
+        data.draw(st.integers(1, 150), "R"),
+        32 * data.draw(st.integers(1, 9), "C"),
+    )
+    w = torch.randn(E, R, C, generator=torch.Generator().manual_seed(R))
+    packed, codes, scale = pack(w, form)
+    torch.testing.assert_close(widen(codes, scale, form, torch.float32), packed.dequantize(), rtol=1e-6, atol=1e-6)
+    half = widen(codes, scale, form, torch.float16)
+    torch.testing.assert_close(half, packed.dequantize().half(), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8", "nf4"])
+def test_many_rows_an_expert_are_multiplied_with_matrices_made_whole(form, monkeypatch):
+    """And with tiles that unpack, where there would be no room."""
+    routed, packed, raw = draw(20, 96, 128, 2, 2, form)
+    monkeypatch.setattr(quant_experts, "MANY", 20)
+    made = []
+    monkeypatch.setattr(quant_experts, "widen", lambda *given: made.append(given) or widen(*given))
+    wanted = want(routed, packed, form, False)
+    assert error(experts(*routed, *raw, form=form), wanted) < 1e-5
+    assert len(made) == 2
+    monkeypatch.setattr(quant_experts, "WHOLE", 0)
+    assert error(experts(*routed, *raw, form=form), wanted) < 1e-5
+    assert len(made) == 2
 
 
 @pytest.mark.parametrize("form", ["int8", "fp8", "nf4"])
