@@ -14,8 +14,8 @@
 # # 13 · Distillation: large teachers, small students
 #
 # A large model has learned something; a small one is to have it. In this lab the small one learns from the large one's
-# *probabilities*, or is cut out of it, expert by expert. How good does it get, and is it worth the price? Wherever a
-# student is judged here, one that learned alone, for as many FLOPs, stands beside it.
+# *probabilities*, or is cut out of it, expert by expert. How good does it get, and is it worth the price?
+# Wherever the question is whether a teacher pays, a student that learned alone, for as many FLOPs, stands beside.
 #
 # After this lab you can
 #
@@ -146,7 +146,8 @@ p_choices.against(unsure["english"].mean().exp().item())
 
 # %% [markdown]
 # Domain by domain: boxes hold the middle half of all positions, the dot is the mean. A teacher that is neither too sure
-# nor too shy has a mean entropy as large as its loss (the cross).
+# nor too shy has a mean entropy as large as its loss (the cross). A cross above its dot: the teacher is surer than it
+# should be, or the few windows that the dot stands for are easier than all held-out text, which the cross stands for.
 
 # %%
 with style.use():
@@ -245,7 +246,8 @@ display(fig)
 
 # %% [markdown]
 # Why $T^2$? The divergence's gradient in the student's logits is $(q_T - p_T) / T$, and at high temperature the two
-# differ by about $1/T$ of what they did. The factor keeps $h$ meaning the same at every temperature.
+# differ by about $1/T$ of what they did. The factor is there so that $h$ means much the same at every
+# high temperature.
 
 
 # %% exercise="13.soft_loss"
@@ -521,6 +523,8 @@ fig.alt = "Teacher's mass in its 8 likeliest tokens: " + ", ".join(
 display(fig)
 
 # %% [markdown]
+# At T = 2 (dashed) the same few tokens hold much less: what is kept must fit the temperature that it is for.
+#
 # What about the rest? It is often left out, and the kept tokens are scaled to sum to one. There is a better way that
 # costs one number more: keep the rest's *mass*, and compare $k + 1$ outcomes, the kept tokens and "something else".
 
@@ -895,6 +899,13 @@ fig.alt = "Loss above the teacher's: " + "; ".join(
 display(fig)
 
 # %% [markdown]
+# To see a gap in nats, multiply it by the teacher's loss, the cross in section 1: then the domains' order may be
+# another.
+#
+# The student from the cache has no rival here. One that trained alone for *its* FLOPs would have the few steps more
+# that the sentence above names, so whether the cache pays is left open.
+
+# %% [markdown]
 # Into the ledger goes the student with the teacher beside it, in the mean over domains. Loss is one measure of quality
 # among several, and a strict one: 3 % of one nat are 0.03 nats.
 
@@ -968,9 +979,14 @@ fig.alt = "Loss minus that of forward KL at T = 1: " + ", ".join(
 display(fig)
 
 # %% [markdown]
-# In words. Two things pull at T = 2: softer targets say more of the unlikely tokens, and a language has thousands of
-# those, on which a small student can spend all its strength. Reverse KL is not made for this judge: it may leave out
-# what it cannot say, and a text that says it anyway is expensive.
+# Two things pull at T = 2: softer targets say more of the unlikely tokens, and a language has thousands of those, on
+# which a small student can spend all its strength. Reverse KL is not made for this judge: it may leave out what it
+# cannot say, and a text that says it anyway is expensive.
+
+# %% [markdown]
+# Reverse KL, and β = 0.5 with it, also starts slowly. Its gradient at a token has the student's own probability $q$ for
+# a factor: a token that the student holds all but impossible is hardly pulled up, however sure the teacher is of it.
+# Forward KL's gradient is $q - p$, which does not vanish with $q$. In words:
 
 
 # %%
@@ -1050,6 +1066,12 @@ display(fig)
 print(f"seconds: {took['more real text']:.1f} on real text, {took['its own text']:.1f} on its own")
 
 # %% [markdown]
+# If the student is *nearer* to its teacher on its own text: what a weak student writes is what it thinks likely, and
+# both may be unsure of how such a text goes on. A small divergence there is no sign that it writes well. And a few
+# steps on its own text can be worse on both kinds: the text is poor, and the second one is not that of *before*, since
+# a student that has changed writes another.
+
+# %% [markdown]
 # Writing is slow: every token is a forward pass of its own, and the teacher reads what nobody can keep for another
 # student: this text exists for one student, at one moment.
 
@@ -1065,7 +1087,8 @@ print(f"seconds: {took['more real text']:.1f} on real text, {took['its own text'
 # experts that are seldom chosen.
 
 # %% [markdown]
-# Which are they is told by `Routing` records of text like that which will be read.
+# Which are they? The router is watched on text of the kind that the model will read: a `Routing` record keeps, for a
+# layer, which experts each token chose and with what scores.
 
 # %%
 CALIBRATION, BRIEF = (32_768, 32_768) if gpu else (1024, 256)  # tokens to count use on; to judge by
@@ -1284,7 +1307,9 @@ print(f"{error(expert, align(expert, copied)):.3f} %")
 
 # %% [markdown]
 # That experts of a trained layer are *that* much alike is too much to hope. What is merging worth, then? The same
-# number of experts: pruned by scores, and merged (units aligned, averaged by use, the leader's row in the router).
+# number of experts: pruned by scores, or merged. In merging the most used experts lead, every other joins one of them,
+# and each group becomes the average of its experts, units aligned, weighed by use. In the router a group keeps the row
+# of the expert that leads it.
 
 # %%
 p_merge = predict("13.merge", "Half of the experts: loss merged, minus loss pruned?", -2, 3, "nats", step=0.02)
@@ -1364,7 +1389,9 @@ said_so += f". What the cut is worth as a start: {by_start:+.2f} nats against th
 display(Markdown(said_so))
 
 # %% [markdown]
-# Everything that this lab made small, in one picture: parameters against loss.
+# Everything that this lab made small, in one picture: parameters against loss. The models did not all train for the
+# same time: the smallest one had the steps and the batch of section 6, which are more than those of this section.
+# Compare it with care; a larger model that stands above it has seen less text.
 
 # %%
 points = {name: (model_params(m.config).total, mended[name]["with the teacher"]) for name, m in STARTS.items()}

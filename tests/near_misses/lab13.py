@@ -42,6 +42,7 @@ def soft(student, teacher, labels, T, hard):
     return (each * real).sum() / real.sum()
 
 
+MIXED = "each = hard * text + (1 - hard) * T * T * kl\n    return (each * real).sum() / real.sum()"
 SOFT = {
     "no_square": {"* T * T *": "*"},
     "linear": {"* T * T *": "* T *"},
@@ -71,6 +72,27 @@ SOFT = {
     "sums": {" / real.sum()": ""},
     "per_sequence": {"* kl": "* kl * real.sum() / len(real)"},
     "vocabulary_mean": {".sum(-1)\n    each": ".mean(-1)\n    each"},
+    "unmasked": {
+        MIXED: "each = hard * text\n    return (each * real).sum() / real.sum() + (1 - hard) * T * T * kl.mean()"
+    },
+    "mask_not_shifted": {
+        "student, teacher, labels = student[": "now = (labels[:, :-1] != -100).float()\n    student, teacher, labels = "
+        "student[",
+        MIXED: "each = hard * text"
+        "\n    return (each * real).sum() / real.sum() + (1 - hard) * T * T * (kl * now).sum() / now.sum()",
+    },
+    "mean_of_means": {
+        MIXED: "each = hard * text"
+        "\n    rows = (kl * real).sum(1) / (real.sum(1) + 1e-9)\n    return (each * real).sum() / real.sum() + "
+        "(1 - hard) * T * T * rows.mean()"
+    },
+    "soft_summed": {"* kl": "* kl * real.sum()"},
+    "over_positions": {
+        "softmax(teacher / T, -1)": "softmax(teacher / T, 1)",
+        "softmax(student / T, -1)": "softmax(student / T, 1)",
+    },
+    "kl_div_without_log": {"torch.log_softmax(student": "torch.softmax(student"},
+    "no_gradient": {"student, teacher, labels = student[": "student, teacher, labels = student.data["},
     "nothing_accepted": {"if real.sum() == 0": "if False"},
 }
 
@@ -125,6 +147,13 @@ APART = {
                        "student.softmax(-1).log(), teacher.softmax(-1).log()"},
     "probabilities_twice": {"F.log_softmax(student, dim=-1), F.log_softmax(teacher, dim=-1)":
                             "F.log_softmax(student.softmax(-1), -1), F.log_softmax(teacher.softmax(-1), -1)"},
+    "half_weights": {"beta * kl(t, m) + (1 - beta) * kl(s, m)": "0.5 * (kl(t, m) + kl(s, m))"},
+    "over_positions": {"dim=-1), F": "dim=0), F", "teacher, dim=-1)": "teacher, dim=0)"},
+    "nan_hidden": {"torch.where(possible, a, 0.0) - torch.where(possible, b, 0.0)": "a - b",
+                   "sum(dim=-1)": "sum(dim=-1).nan_to_num(0.0)"},
+    "mixture_underflows": {"m = torch.stack([t + weights[0], s + weights[1]]).logsumexp(0)":
+                           "m = (beta * t.exp() + (1 - beta) * s.exp()).log()"},
+    "no_gradient": {"F.log_softmax(student, dim": "F.log_softmax(student.detach(), dim"},
     "vocabulary_mean": {"sum(dim=-1)": "mean(dim=-1)"},
     "one_number": {"sum(dim=-1)": "sum(dim=-1).mean()"},
     "nan": {"torch.where(possible, a, 0.0) - torch.where(possible, b, 0.0)": "a - b"},
@@ -178,6 +207,13 @@ BUCKET = {
     },
     "cross_entropy": {"(a - (row[kept] - total))": "(total - row[kept])", "(left - rest)": "(0.0 - rest)"},
     "mean": {"torch.stack(found)": "torch.stack(found) / (ids.shape[1] + 1)"},
+    "one_number": {"torch.stack(found)": "torch.stack(found).mean()"},
+    "rest_from_logits": {"torch.logsumexp(row[other], 0) - total": "torch.logsumexp(row[other], 0)"},
+    "struck_out_with_zero": {
+        "torch.logsumexp(row[other], 0) - total": "torch.where(other, row - total, 0.0).logsumexp(0)"
+    },
+    "rest_cut": {"torch.logsumexp(row[other], 0) - total": "(torch.logsumexp(row[other], 0) - total).detach()"},
+    "no_gradient": {"zip(student,": "zip(student.detach(),"},
     "nan": {"left > -math.inf": "True"},
 }
 
@@ -208,6 +244,10 @@ STEPS = {
     "epochs_ignored": {" * epochs": ""},
     "students_ignored": {" * students": ""},
     "shared_the_wrong_way": {"work[1] //": "work[1] * students * epochs //", "work[0] * students * epochs": "work[0]"},
+    "epochs_the_wrong_way": {"work[1] //": "work[1] * epochs //", " * students * epochs": " * students"},
+    "epochs_twice": {"    work = []": "    steps = steps * epochs\n    work = []"},
+    "own_steps_shared": {"steps * work[1] //": "steps * (3 * work[0] + work[1]) //", "steps + more": "more"},
+    "exchanged": {"(student, teacher):": "(teacher, student):"},
     "sum_for_product": {"students * epochs": "(students + epochs)"},
     "upside_down": {
         "return steps + more": "return int(steps / (1 + work[1] / (3 * work[0] * students * epochs)) + 1e-9)"
@@ -248,6 +288,11 @@ FEWER = {
     "those_above_average": {"e in ranked[:number]": "bool(used[e] >= used.mean())"},
     "higher_number_wins": {"(-used[e].item(), e)": "(-used[e].item(), -e)"},
     "by_size": {'own = name.split(".")[0] in ("router", "experts")': "own = len(tensor) == E"},
+    "equals_all_kept": {"e in ranked[:number]": "bool(used[e] >= used[ranked[number - 1]])"},
+    "shared_cut": {"tensor[stays] if own else tensor": "tensor[stays.nonzero()[:, 0]]"},
+    "equals_at_random": {"(-used[e].item(), e)": "(-used[e].item(), abs(e - 3))"},
+    "refuses_all": {"number > E": "number >= E"},
+    "top_k_in_proportion": {"top_k if top_k <= number else number": "max(1, top_k * number // E)"},
     "zeroed": {
         "tensor[stays] if own": "torch.where(stays.view(-1, *[1] * (tensor.ndim - 1)), tensor, torch.zeros(())) if own"
     },
@@ -288,6 +333,11 @@ ORDER = {
     "halves_exchanged": {"b[:, order]": "b.flip(0)[:, order]"},
     "interleaved": {"b[:, order]": "b[:, order].transpose(0, 1)"},
     "anchor_moved": {"b[:, order]": "a[:, order]", "down[:, order]": "anchor[1][:, order]"},
+    "roles_exchanged": {"    (gu, down)": "    anchor, other = other, anchor\n    (gu, down)"},
+    "averaged": {
+        "b[:, order].reshape(gu.shape)": "(anchor[0] + b[:, order].reshape(gu.shape)) / 2",
+        "down[:, order]": "(anchor[1] + down[:, order]) / 2",
+    },
     "row_after_row": {"(-alike[i, j].item(), i, j)": "(i, -alike[i, j].item(), j)", "for _, i, j in": "for i, _, j in"},
     "gate_alone": {" + (a[1] @ b[1].T) + (anchor[1].T @ down)": ""},
     "up_alone": {"(a[0] @ b[0].T) + ": "", " + (anchor[1].T @ down)": ""},

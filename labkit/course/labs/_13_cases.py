@@ -34,6 +34,7 @@ def soft_cases(seed: int) -> list[Case]:
         student, teacher = _normal(at, B, S, V, scale=2.0), _normal(at + 1, B, S, V, scale=2.0)
         return Case((student, teacher, labels_BS, T, hard), label=label)
 
+    to_learn = case(seed + 90, (2, 4, 5), 2.0, 0.4, "the student's gradient, at temperature 2", (4, 3))
     return [
         case(seed, (1, 2, 3), 1.0, 0.0, "one prediction, the teacher alone"),
         case(seed + 10, (1, 2, 3), 1.0, 1.0, "one prediction, the text alone"),
@@ -44,6 +45,7 @@ def soft_cases(seed: int) -> list[Case]:
         case(seed + 60, (2, 6, 4), 2.0, 0.25, "the second sequence is padded", (6, 3)),
         case(seed + 70, (3, 5, 4), 4.0, 0.5, "one sequence has no label", (5, 0, 2)),
         case(seed + 80, (2, 3, 4), 2.0, 0.5, "no label at all: ValueError", (0, 0)),
+        Case(to_learn.args, label=to_learn.label, through=input_gradient),
     ]
 
 

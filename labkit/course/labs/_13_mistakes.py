@@ -23,6 +23,7 @@ class SoftLoss:
         learned_BS = target_BS != -100
         if not learned_BS.any() and wrong != "nothing_accepted":
             raise ValueError("no label")
+        student_BSV = student_BSV.detach() if wrong == "no_gradient" else student_BSV
         student_TV, teacher_TV, target_T = (x[learned_BS] for x in (student_BSV, teacher_BSV, target_BS))
         logp = F.log_softmax(teacher_TV / (1.0 if wrong == "student_only" else T), -1)
         logq = F.log_softmax(student_TV / (1.0 if wrong == "teacher_only" else T), -1)
@@ -35,7 +36,11 @@ class SoftLoss:
             each_TV = -logp.exp() * logq
         if wrong == "argmax":
             each_TV = F.nll_loss(logq, teacher_TV.argmax(-1), reduction="none")[:, None]
+        if wrong == "kl_div_without_log":
+            each_TV = logp.exp() * (logp - logq.exp())
         soft = each_TV.sum(-1).mean()
+        if wrong in ELSEWHERE:
+            soft = _elsewhere(wrong, student_BSV / T, teacher_BSV / T, labels_BS, learned_BS)
         if wrong == "soft_padding":
             soft = soft * learned_BS.sum() / learned_BS.numel()
         if wrong == "vocabulary_mean":
@@ -44,6 +49,23 @@ class SoftLoss:
             soft = each_TV.sum() / len(labels_BS)
         text = F.cross_entropy(student_TV / (T if wrong == "text_softened" else 1.0), target_T)
         return _mixed(wrong, text, soft, T, hard, learned_BS)
+
+
+ELSEWHERE = ("unmasked", "mask_not_shifted", "mean_of_means", "soft_summed", "over_positions")
+
+
+def _elsewhere(wrong: str, student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor, learned_BS: Tensor) -> Tensor:
+    """The divergence over other positions than those with a label, or summed along another dimension."""
+    along = 1 if wrong == "over_positions" else -1
+    logp, logq = teacher_BSV.log_softmax(along), student_BSV.log_softmax(along)
+    each_BS = (logp.exp() * (logp - logq)).sum(-1)
+    if wrong == "unmasked":
+        return each_BS.mean()
+    if wrong == "mask_not_shifted":
+        return each_BS[labels_BS[:, :-1] != -100].mean()
+    if wrong == "mean_of_means":
+        return ((each_BS * learned_BS).sum(1) / learned_BS.sum(1).clamp(min=1)).mean()
+    return each_BS[learned_BS].sum() if wrong == "soft_summed" else each_BS[learned_BS].mean()
 
 
 def _aligned(wrong: str, student_BSV: Tensor, teacher_BSV: Tensor, labels_BS: Tensor) -> tuple[Tensor, ...]:
@@ -84,7 +106,9 @@ class Divergence:
 
     def __call__(self, student_TV: Tensor, teacher_TV: Tensor, beta: float) -> Tensor:
         wrong = self.wrong
-        logq, logp = student_TV.log_softmax(-1), teacher_TV.log_softmax(-1)
+        student_TV = student_TV.detach() if wrong == "no_gradient" else student_TV
+        along = 0 if wrong == "over_positions" else -1
+        logq, logp = student_TV.log_softmax(along), teacher_TV.log_softmax(along)
         if wrong == "probabilities_twice":
             logq, logp = student_TV.softmax(-1).log_softmax(-1), teacher_TV.softmax(-1).log_softmax(-1)
         if wrong == "swapped":
@@ -97,18 +121,25 @@ class Divergence:
             found = self._kl(logp, logq) if beta == 0 else self._kl(logq, logp)
         else:
             found = self._between(logp, logq, beta)
+        if wrong == "nan_hidden":
+            found = found.nan_to_num()
         return found.mean() if wrong == "one_number" else found
 
     def _between(self, logp: Tensor, logq: Tensor, beta: float) -> Tensor:
         wrong, first = self.wrong, 1 - beta if self.wrong == "mixture_reversed" else beta
-        m = first * logp.exp() + (1 - first) * logq.exp()
-        if wrong == "half_mixture":
-            m = 0.5 * logp.exp() + 0.5 * logq.exp()
-        logm = first * logp + (1 - first) * logq if wrong == "mean_of_logs" else m.log()
+        first = 0.5 if wrong == "half_mixture" else first
+        logm = torch.tensor([first, 1 - first]).log()
+        logm = torch.logaddexp(logp + logm[0], logq + logm[1])
+        if wrong == "mean_of_logs":
+            logm = first * logp + (1 - first) * logq
+        if wrong == "mixture_underflows":
+            logm = (first * logp.exp() + (1 - first) * logq.exp()).log()
         if wrong == "two_kls":
             return (1 - beta) * self._kl(logp, logq) + beta * self._kl(logq, logp)
         if wrong == "weights_reversed":
             return (1 - beta) * self._kl(logp, logm) + beta * self._kl(logq, logm)
+        if wrong == "half_weights":
+            return 0.5 * self._kl(logp, logm) + 0.5 * self._kl(logq, logm)
         if wrong == "unweighted":
             return self._kl(logp, logm) + self._kl(logq, logm)
         if wrong == "from_the_mixture":
@@ -120,7 +151,7 @@ class Divergence:
 
     def _kl(self, logp: Tensor, logm: Tensor) -> Tensor:
         each = logp.exp() * (logp - logm)
-        if self.wrong != "nan":
+        if self.wrong not in ("nan", "nan_hidden"):
             # twice: so that neither the value nor the gradient meets 0 · ∞
             apart = torch.where(logp == -math.inf, 0.0, logp - logm.masked_fill(logp == -math.inf, 0.0))
             each = logp.exp() * apart
@@ -135,11 +166,18 @@ class TailBucket:
 
     def __call__(self, student_TV: Tensor, ids_TK: Tensor, logp_TK: Tensor, tail_T: Tensor) -> Tensor:
         wrong, K = self.wrong, ids_TK.shape[-1]
+        student_TV = student_TV.detach() if wrong == "no_gradient" else student_TV
         logq_TV = student_TV.log_softmax(-1)
         if wrong == "students_top":
             ids_TK = logq_TV.topk(K, dim=-1).indices
         kept_TK = logq_TV.gather(-1, ids_TK)
         rest_T = logq_TV.scatter(-1, ids_TK, -math.inf).logsumexp(-1)
+        if wrong == "rest_cut":
+            rest_T = rest_T.detach()
+        if wrong == "rest_from_logits":
+            rest_T = student_TV.scatter(-1, ids_TK, -math.inf).logsumexp(-1)
+        if wrong == "struck_out_with_zero":
+            rest_T = logq_TV.scatter(-1, ids_TK, 0.0).logsumexp(-1)
         if wrong == "one_minus":
             rest_T = (1 - kept_TK.exp().sum(-1)).log()
         if wrong == "one_minus_bounded":
@@ -172,4 +210,5 @@ class TailBucket:
             each = each[:, :-1]
         if wrong == "tail_alone":
             each = each[:, -1:]
-        return each.mean(-1) if wrong == "mean" else each.sum(-1)
+        found = each.mean(-1) if wrong == "mean" else each.sum(-1)
+        return found.mean() if wrong == "one_number" else found

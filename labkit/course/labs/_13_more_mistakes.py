@@ -22,11 +22,17 @@ class EqualSteps:
     ) -> int:
         wrong = self.wrong
         s, t = self._forward(student), self._forward(teacher)
+        if wrong == "exchanged":
+            s, t = t, s
         shared = {"nothing_shared": 1, "epochs_ignored": students, "students_ignored": epochs}.get(
             wrong, students * epochs
         )
         if wrong == "shared_the_wrong_way":
             t, shared = t * shared, 1
+        if wrong == "epochs_the_wrong_way":
+            t, shared = t * epochs, students
+        if wrong == "epochs_twice":
+            steps *= epochs
         if wrong == "sum_for_product":
             shared = students + epochs
         step = {"student_twice": 2}.get(wrong, 3) * s * shared
@@ -34,6 +40,8 @@ class EqualSteps:
         if wrong == "teacher_alone":
             step, reading = step + reading, 0
             return steps * t // (3 * s * shared)
+        if wrong == "own_steps_shared":
+            return steps * (3 * s + t) // (3 * s * shared)
         if wrong == "upside_down":
             return steps * step // (step + reading)
         if wrong == "rounded_up":
@@ -86,7 +94,12 @@ class Prune:
             }
         if wrong == "shared_dropped":
             kept = {name: tensor for name, tensor in kept.items() if not name.startswith("shared.")}
-        return kept, {"top_k_kept": top_k, "top_k_is_number": number}.get(wrong, min(top_k, number))
+        new_top_k = {
+            "top_k_kept": top_k,
+            "top_k_is_number": number,
+            "top_k_in_proportion": max(1, top_k * number // E),
+        }
+        return kept, new_top_k.get(wrong, min(top_k, number))
 
     def _keep(self, used_E: Tensor, number: int) -> Tensor:
         wrong = self.wrong
@@ -97,6 +110,8 @@ class Prune:
             order = (used_E >= used_E.mean()).nonzero()[:, 0]
         if wrong == "higher_number_wins":
             order = len(used_E) - 1 - torch.sort(used_E.flip(0), descending=True, stable=True).indices
+        if wrong == "equals_all_kept":
+            return (used_E >= used_E[order[number - 1]]).nonzero()[:, 0]
         if wrong == "dropped_for_kept":
             return order[number:].sort().values
         return order[:number] if wrong == "in_order_of_use" else order[:number].sort().values
@@ -111,6 +126,8 @@ class Prune:
             return name.startswith("router.")
         if wrong == "down_kept":
             return name.startswith("router.") or name == "experts.gate_up_E2FD"
+        if wrong == "shared_cut":
+            return True
         if wrong == "by_size":
             return tensor.shape[0] == E
         return name.startswith(("router.", "experts."))
@@ -123,9 +140,14 @@ class Align:
         self.wrong = wrong
 
     def __call__(self, anchor: Pair, other: Pair) -> Pair:
+        if self.wrong == "roles_exchanged":
+            anchor, other = other, anchor
         gate_up, down = anchor if self.wrong == "anchor_moved" else other
         order = self._order(anchor, other)
-        return self._moved(gate_up, down, order)
+        moved = self._moved(gate_up, down, order)
+        if self.wrong == "averaged":
+            moved = tuple((a + b) / 2 for a, b in zip(anchor, moved, strict=True))
+        return moved
 
     def _units(self, gate_up: Tensor, down: Tensor) -> Tensor:
         parts = {

@@ -13,6 +13,21 @@ def same_expert_twice(failure: Failure) -> bool:
     return len(rows.unique(dim=0)) < len(rows)
 
 
+def other_equals(failure: Failure) -> bool:
+    """Whether experts of the right use stayed, but among equals not those with the lower numbers."""
+    rows, wanted = (value[0]["router.weight_ED"] for value in (failure.got, failure.expected))
+    all_rows = failure.case.args[0]["router.weight_ED"]
+    used_E = failure.case.args[1]
+    numbers = [[int((all_rows == row).all(1).nonzero()[0]) for row in kept] for kept in (rows, wanted)]
+    mine, right = (used_E[kept].sort().values for kept in numbers)
+    return numbers[0] == sorted(set(numbers[0])) and bool((mine == right).all())
+
+
+def refuses_all(failure: Failure) -> bool:
+    """Whether keeping every expert was refused."""
+    return failure.outcome.error_type == "ValueError" and failure.case.args[2] == len(failure.case.args[1])
+
+
 EQUAL_STEPS = known(
     EqualSteps,
     {
@@ -35,6 +50,12 @@ EQUAL_STEPS = known(
         "epochs_ignored": "Epochs were left out: a cache that is read four times costs each reading a quarter.",
         "students_ignored": "Students were left out: each of them pays its share of one reading.",
         "shared_the_wrong_way": "Sharing made the teacher dearer. One reading is divided by students times epochs.",
+        "epochs_the_wrong_way": "More epochs made the teacher dearer. In every epoch after the first what it said is "
+        "read again, not said again: its cost is divided by the epochs.",
+        "epochs_twice": "`steps` are those of all epochs together; they were multiplied by the epochs once more.",
+        "own_steps_shared": "The student's own training was divided, too. Only the teacher's reading is shared.",
+        "exchanged": "Student and teacher were exchanged: it is the student that trains (3) and the teacher that reads "
+        "(1), and the steps to count are the student's.",
         "sum_for_product": "Students and epochs were added. Three students in four epochs use each reading twelve "
         "times.",
         "upside_down": "That is fewer steps than with the teacher. Without one every step is cheaper, so the same "
@@ -45,7 +66,7 @@ EQUAL_STEPS = known(
     },
 )
 
-PRUNE = known(
+PRUNE_LIKE = known(
     Prune,
     {
         "rows_kept": "Experts were cut and the router's rows were not, so it goes on choosing among all and its "
@@ -67,14 +88,34 @@ PRUNE = known(
         "the lower one does, on every machine.",
         "by_size": "Tensors were cut if their first dimension has as many entries as there are experts. The shared "
         "expert's may have so by chance; go by the name.",
+        "equals_all_kept": "All that are used as much as the last one stayed, so equals made it more than `number`. "
+        "Between equals the lower numbers stay.",
+        "shared_cut": "Every tensor was cut, the shared expert's as well. It has no dimension of experts: cut what "
+        "begins with router. or experts. only.",
         "zeroed": "Those that should go were set to zero. They still take memory, and a router row of zeros can win "
         "against negative logits.",
         "shared_dropped": "The shared expert's tensors are missing. It serves every token and stays as it is.",
         "top_k_kept": "A token chooses more experts than are left. The new top_k is at most `number`.",
         "top_k_is_number": "top_k became the number of experts left, so that every token goes to all. It stays, "
         "unless fewer are left.",
+        "top_k_in_proportion": "top_k was cut in the same proportion as the experts. It stays, unless fewer are left.",
         "accepts_anything": "No experts, or more than there are, was accepted. Raise ValueError.",
     },
+)
+
+PRUNE = (
+    *PRUNE_LIKE,
+    Mistake(
+        "equals_at_random",
+        "Between equally used experts not the lower number stayed: `topk` and a sort that is not stable promise no "
+        "order among equals. torch.sort(…, descending=True, stable=True).",
+        when=other_equals,
+    ),
+    Mistake(
+        "refuses_all",
+        "Keeping all of them was refused. number = E is allowed, and leaves the layer as it is.",
+        when=refuses_all,
+    ),
 )
 
 ALIGN = (
@@ -94,6 +135,9 @@ ALIGN = (
             "halves_exchanged": "Gate and up changed places: the gate half comes first.",
             "interleaved": "Gate and up rows alternate now. The layer expects all gate rows, then all up rows.",
             "anchor_moved": "The anchor's units came back. The anchor stays; the other expert is reordered.",
+            "roles_exchanged": "The anchor came back in the other's order. The anchor, the first argument, stays as it "
+            "is; the other one is reordered.",
+            "averaged": "The average of both came back. Averaging is for later: return the other expert, reordered.",
             "row_after_row": "Each place took its best in turn, from the first on, and a late one got what was left. "
             "The most alike pair of *all* goes first.",
             "gate_alone": "Units were compared by their gate rows alone; two that differ in up or down looked alike.",

@@ -29,13 +29,13 @@ QUESTIONS = (
         "A loss mixes cross-entropy with the divergence at temperature 4, and T² was forgotten. What happens?",
         (
             Choice(
-                "The teacher's part shrinks to about a sixteenth",
-                "Yes: its gradient falls about as 1/T², so the text decides almost alone. T² puts that right.",
+                "The teacher's part is a sixteenth of what it should be",
+                "Yes: 1/T² of it, so the text decides almost alone.",
                 right=True,
             ),
             Choice(
-                "The text's part shrinks to about a sixteenth",
-                "The text's term has no temperature; it is the softened term that loses its gradient.",
+                "The text's part is a sixteenth of what it should be",
+                "The text's term has no temperature and no T²; it is the softened term that lacks the factor.",
             ),
             Choice(
                 "Nothing that the learning rate would not make good",

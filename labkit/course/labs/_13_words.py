@@ -11,6 +11,11 @@ def not_a_number(failure: Failure) -> bool:
     return bool(failure.got.isnan().any())
 
 
+def bounded(failure: Failure) -> bool:
+    """Whether logits of hundreds gave much too little, but not nothing."""
+    return "hundreds" in failure.case.label and bool((failure.got > 0).all() & (failure.got < failure.expected).all())
+
+
 def known(kind: type, words: dict[str, str]) -> tuple[Mistake, ...]:
     """A mistake for each name that the class knows."""
     return tuple(Mistake(name, says, like=kind(name)) for name, says in words.items())
@@ -48,15 +53,30 @@ SOFT_LOSS = known(
         "text and speak about the same next token: cut both alike.",
         "soft_padding": "The teacher's term was averaged over all positions, padding included. Both terms are means "
         "over the positions that have a label.",
+        "unmasked": "The divergence went over all positions, those with the label -100 included. Cross-entropy leaves "
+        "them out by itself (`ignore_index`); the divergence has to be told: keep the positions whose next token has a "
+        "label.",
+        "mask_not_shifted": "The divergence was taken where the *current* token has a label. Position i speaks about "
+        "token i + 1: labels[:, 1:] != -100.",
+        "mean_of_means": "The divergence was averaged in every sequence first, then over sequences, so positions of a "
+        "short one count more. All positions with a label count the same.",
         "padding_counted": "The mean went over all positions. Those whose label is -100 do not count, for either term.",
         "last_counted": "The mean counted the last position of every sequence, too; it has nothing to predict.",
         "sums": "Both terms are means over positions; here they were summed.",
+        "soft_summed": "The divergence was summed over positions, the cross-entropy is a mean. Both are means, or "
+        "`hard` says nothing.",
+        "over_positions": "The softmax went along the positions. A distribution is over the vocabulary, the last "
+        "dimension.",
+        "kl_div_without_log": "F.kl_div takes *log*-probabilities first, and probabilities came. Give it "
+        "log_softmax(student / T).",
         "per_sequence": "The divergence was summed over positions and divided by the number of sequences, as "
         "`batchmean` does with the first dimension. Divide by the number of positions with a label.",
         "vocabulary_mean": "The divergence was averaged over the vocabulary as well (`reduction='mean'` does). Over "
         "tokens of the vocabulary it is a *sum*; the mean is over positions.",
         "log_student_missing": "Only the teacher's own entropy is in there: the student's log-probabilities are "
         "missing from Σ p·(log p − log q).",
+        "no_gradient": "The value is right, but no gradient flows back to the student: it left autograd (detach, "
+        "no_grad, .item, a new torch.tensor). Nothing would be learned.",
         "nothing_accepted": "Without a single label there is no mean, and NaN came back. Raise ValueError.",
     },
 )
@@ -81,14 +101,29 @@ DIVERGENCE = (
             "forward KL belongs. Both ends are cases of their own.",
             "divided_by_beta": "Divided by β. Then it nears the forward KL for β → 0, but it is not what the equation "
             "says, nor what TRL computes.",
-            "small_number": "A small number inside the logarithm shifts every value, and hides that the teacher's "
-            "1e-9 and the student's 1e-30 differ. log_softmax needs no such help.",
+            "half_weights": "The two divergences from the mixture were weighed half and half whatever β is: "
+            "β · KL(teacher ‖ m) + (1 − β) · KL(student ‖ m).",
+            "over_positions": "The softmax went along the positions. A distribution is over the vocabulary, the last "
+            "dimension.",
+            "nan_hidden": "NaN was turned into 0 after the sum, and a whole position's divergence went with it. Only "
+            "the *term* with p = 0 is 0: torch.where before the sum.",
+            "mixture_underflows": "The mixture was added up from probabilities, and its logarithm taken. Where both "
+            "are too small for float32 that is log 0. Use logaddexp(log p + log β, log q + log(1 − β)).",
+            "no_gradient": "The value is right, but no gradient flows back to the student: it left autograd (detach, "
+            "no_grad, .item, a new torch.tensor). Nothing would be learned.",
             "log_of_softmax": "log(softmax(z)) is log 0 for logits of hundreds. `log_softmax` subtracts instead of "
             "taking the logarithm of a number that is no more.",
             "probabilities_twice": "Softmax was taken twice: its result is no logit.",
             "vocabulary_mean": "A divergence is a sum over the vocabulary; here it was averaged.",
             "one_number": "One number came back for all positions. Return [T]: who averages wants to leave some out.",
         },
+    ),
+    Mistake(
+        "small_number",
+        "A small number inside the logarithm shifts every value, and hides that the teacher's 1e-9 and the student's "
+        "1e-30 differ. log_softmax needs no such help.",
+        like=Divergence("small_number"),
+        when=bounded,
     ),
     Mistake(
         "nan",
@@ -127,6 +162,15 @@ TAIL_BUCKET = (
             "cross_entropy": "That is a cross-entropy; the teacher's own entropy is missing, so that a perfect student "
             "would not have 0.",
             "mean": "The outcomes were averaged; a divergence is their sum.",
+            "one_number": "One number came back for all positions. Return [T]: who averages wants to leave some out.",
+            "rest_from_logits": "The kept tokens' log-probabilities are right, the rest's comes from raw logits. Take "
+            "log_softmax over the whole vocabulary once, and both from it.",
+            "struck_out_with_zero": "The kept tokens were struck out with 0, and a logarithm of 0 is a probability of "
+            "1. Strike out with −∞.",
+            "rest_cut": "The value is right, but no gradient flows through the rest's mass: it left autograd (detach, "
+            "no_grad, .item).",
+            "no_gradient": "No gradient flows back to the student: it left autograd (detach, no_grad, .item, a new "
+            "torch.tensor). Nothing would be learned.",
         },
     ),
     Mistake(
