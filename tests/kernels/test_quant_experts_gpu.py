@@ -71,8 +71,9 @@ def test_close_to_the_reference_and_the_same_twice(sizes, form, activations, ske
     routed, packed, raw = draw(*sizes, form, dtype, skewed)
     ours, again = (experts(*routed, *raw, form=form, activations=activations) for _ in range(2))
     assert torch.equal(ours, again)
-    # Codes of hidden rows that fall between two values may fall on the other side.
-    limit = max(LIMIT[dtype], 1e-2 if activations else 0)
+    # A value right between two codes may fall on the other side, as the kernels' divisions are not exact, and bfloat16
+    # has many such values. The formats' own errors are 3e-2 (INT8) and 6e-2 (FP8).
+    limit = max(LIMIT[dtype], 1.5e-2 if activations else 0)
     assert error(ours, want(routed, packed, form, activations)) < limit
 
 
