@@ -1227,8 +1227,12 @@ def peers_of(layer):
     """What other projects make of the same experts."""
     found = {}
     if find_spec("bitsandbytes"):
+        import logging
+
         import bitsandbytes as bnb
         from bitsandbytes.nn.parametrize import replace_parameter_4bit
+
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # else each call writes a line, and is timed with it
 
         def eight(w):
             made = bnb.nn.Linear8bitLt(w.shape[1], w.shape[0], bias=False, has_fp16_weights=False, threshold=6.0)
