@@ -264,7 +264,7 @@ fig.alt = f"Largest activation of each channel by layer; {above} channels reach 
 display(fig)
 
 # %% [markdown]
-# The line under the picture tells whether the channel is large for some tokens or for all. Channels that tower over all
+# The line above the picture tells whether the channel is large for some tokens or for all. Channels that tower over all
 # others for nearly every token appear in models of billions of parameters; so we shall plant one. First the cure.
 #
 # LLM.int8 takes the columns in which *some* token reaches a threshold out of the product, and multiplies them in high
@@ -272,6 +272,9 @@ display(fig)
 #
 # $$ XW^\top \approx \sum_{h \in O} X_h W_h^\top \; + \; s_X\, s_W \sum_{h \notin O} X^{\mathrm{int8}}_h
 # W^{\mathrm{int8}\,\top}_h . $$
+#
+# Each s is a largest size over 127: one for every token, one for every row of W. The sum of whole numbers is much
+# larger than eight bits can hold, so it needs a wider type.
 
 
 # %% exercise="11.outlier_product"
@@ -318,7 +321,7 @@ for name, threshold in {"all in INT8": float("inf"), "outliers apart": 6.0}.item
 # Now plant a channel: multiply one column of the activations by s and divide the weights' column by s. In exact
 # arithmetic the product stays what it was. A token's step grows with its largest value, so everything else it holds
 # becomes coarser. Weights are the same packed ones on both sides of the comparison: what is measured is what happens to
-# the activations.
+# the activations. (The function measures FP8 as well; that is for section 4.)
 
 
 # %%
@@ -480,7 +483,7 @@ print(f"mean absolute error on N(0, 1): {found['normal'][0]:.4f}")
 
 # %% [markdown]
 # Where tails are heavy, equal steps are all spent on the tails. On evenly spread numbers equal steps are the better
-# choice, and no other levels could be.
+# choice: as many of them fall anywhere, and so should the levels.
 
 # %% [markdown]
 # Levels fit a distribution. The nearer the weights are to the one they were made for, the better. Trained weights are
@@ -520,7 +523,8 @@ print("rounded: 1.07 →", torch.tensor(1.07).to(torch.float8_e4m3fn).item(), "�
       torch.tensor(300.0).to(torch.float8_e4m3fn).item())  # fmt: skip
 
 # %% [markdown]
-# Eight numbers between a power of two and the next, at whatever size: that is what three bits of mantissa are.
+# Eight numbers from a power of two up to the next (which begins another eight), at whatever size: that is what three
+# bits of mantissa are.
 
 # %% [markdown]
 # The relative error of a number, by its size: INT8's step is the same everywhere, E4M3's grows.
@@ -542,7 +546,8 @@ fig.alt = (
 display(fig)
 
 # %% [markdown]
-# Near the largest number INT8 is better, and everywhere else E4M3.
+# Near the largest number INT8 is better, and everywhere else E4M3. (At the far left its exponent is at its end: from
+# there on its steps stay the same, too.)
 
 # %% [markdown]
 # DeepSeek-V3 (section 3.3.2) trains in this format. Weights share a scale in blocks of 128 × 128, activations in
@@ -574,7 +579,8 @@ def fp8_block(w_RC: Tensor, block: int) -> tuple[Tensor, Tensor]:
 fp8_block = check("11.fp8_block", fp8_block)
 
 # %% [markdown]
-# One matrix, two blocks by two, of which one is tiny and one ragged:
+# Three rows and columns make two blocks by two, and all but the first are cut off by the edge. The weights of one are
+# tiny:
 
 # %% tags=["nbval-check-output"]
 tiny = torch.tensor([[4.0, -2.0, 0.01], [1.0, 3.0, 0.02], [500.0, 7.0, -1.0]])
@@ -647,8 +653,11 @@ display(fig)
 # ## 5 · What others leave out
 
 # %% [markdown]
-# Now a whole model. First the scales to weigh it with. Packed weights are buffers, not parameters; two names may share
-# one memory; a slice keeps the whole alive. So count **storages**.
+# Now a whole model, and first something to weigh it with, part by part. We call the parts *rooms*: experts, attention,
+# embedding and so on; a function tells the room of a tensor from its name.
+#
+# Packed weights are buffers, not parameters. A tensor is a window on a piece of memory, its **storage**: two names may
+# share one, and a slice keeps the whole of it alive. So count storages.
 
 
 # %% exercise="11.bytes_by_room"
@@ -722,8 +731,8 @@ else:
     print("bitsandbytes is not installed: pip install bitsandbytes")
 
 # %% [markdown]
-# Attention was packed. The experts, nearly all of the model, were not: the tool replaces `nn.Linear` modules, and a
-# fused parameter is none. The rooms tell, and a total would not have.
+# Attention was packed. The experts, three quarters of this model, were not: the tool replaces `nn.Linear` modules, and
+# a fused parameter is none. The rooms tell, and a total would not have.
 #
 # With more experts, as in real models, it would be nearer to 100 %.
 
@@ -828,8 +837,9 @@ display(fig)
 
 # %% [markdown]
 # A scale can be better than the largest weight: clip a little, and most weights gain. How much to clip depends on what
-# goes into the weight, so one shows the model some text (GPTQ, Frantar et al. 2022, has the same diagonal). In a
-# mixture of experts that has a catch. **An expert that the text does not reach has seen nothing.**
+# goes into the weight, so one shows the model some text and keeps the mean square of each column's inputs: an error
+# where inputs are large costs more. (GPTQ, Frantar et al. 2022, has these numbers too: the diagonal of its matrix.) In
+# a mixture of experts that has a catch. **An expert that the text does not reach has seen nothing.**
 
 # %% [markdown]
 # `labkit.nn.quant.calibrate` shows experts the tokens that are routed to them (`routed`), or further tokens until each
@@ -951,12 +961,14 @@ display(Markdown(said))
 
 # %% [markdown]
 # On a CPU this is one layer of several and little text, so read it as an example of how to look. Keep the result even
-# where calibration does not pay.
+# where calibration does not pay. (If two bars are the same: where the text gives every expert its 64 tokens, *at least
+# 64* has nothing to add to *routed*.)
 
 # %% [markdown]
-# What the mean squares of inputs know is which *columns* matter, and after a norm
-# most of them matter about alike. The lesson that stays is the other one: whoever calibrates has to say which experts
-# the text reached, and what was done for the rest. (Ours are not clipped, and the report names them.)
+# Mean squares know which *columns* matter. They are as good as the text they were taken from: with text of one kind,
+# rare experts are clipped for what a few tokens happened to be, and other kinds of text pay for it. So whoever
+# calibrates has to say which text it was, which experts it reached, and what was done for the rest. (`quantize` does
+# not clip those, and its report names them.)
 
 # %% [markdown]
 # ## 7 · The whole ladder
@@ -1039,6 +1051,9 @@ for name, row in ladder.items():
 display(Markdown("\n".join(lines)))
 
 # %% [markdown]
+# The speeds are a small model's: its calls spend little of their time on bytes, and packing may even slow it down.
+# Section 8 takes layers of real ones.
+#
 # Is a mean fair? Each kind of text by itself:
 
 # %%
@@ -1364,7 +1379,8 @@ display(Markdown("\n".join(lines)))
 
 # %% [markdown]
 # Bytes against time. If bytes were all, decode's dots would lie on the line through unpacked weights and zero. The
-# distance above it is what everything else costs: unpacking, starting, calls.
+# distance above it is what everything else costs: unpacking, starting, calls. (On a GPU, FP32 is far above as well: its
+# products do without the tensor cores.)
 
 # %%
 with style.use():
@@ -1403,7 +1419,8 @@ display(Markdown("\n\n".join(said)))
 
 # %% [markdown]
 # **Claim 10** compares with FP32, which nobody serves: 16 bits are the rival, and on a GPU the layers stand beside them
-# too. The claim's own comparison goes into the ledger, for the trained model and for the layers.
+# too. The claim's own comparison goes into the ledger, for the trained model and for the layers. If it comes out far
+# above three on a GPU, most of that is FP32's slowness; the line below the cards has the ratio to the rival.
 
 # %%
 reads = {name: row["reads"] / base["reads"] for name, row in ladder.items()}
@@ -1549,7 +1566,7 @@ worst_case, ideal = nats[0, "first"], nats[L, "first"]
 p_choice.against(100 * (worst_case - nats["outliers", 0.25]) / (worst_case - ideal))
 
 # %% [markdown]
-# Bits against loss. What lies below the line of fixed mixtures is gained by choosing.
+# Bits against loss. What lies below the lines of fixed mixtures is gained by choosing.
 
 # %%
 with style.use():
@@ -1569,8 +1586,8 @@ fig.alt = f"Loss by bits read; all NF4 {worst_case:.4f}, all INT8 {ideal:.4f} na
 display(fig)
 
 # %% [markdown]
-# For **claim 11** the best fixed mixture of the same bits is needed: the straight line between two neighbours of the
-# grey ones (some tokens of one, some of the other, chosen by nothing). The interval goes over the kinds of text.
+# For **claim 11** the best fixed mixture of the same bits is needed: a straight line between two of the grey ones (some
+# tokens of one, some of the other, chosen by nothing), the two that do best. The interval goes over the kinds of text.
 
 
 # %%

@@ -19,8 +19,9 @@ def weigh(answer: Callable[[nn.Module, Callable[[str], str]], Any], lines: tuple
 
     Args:
         lines: name, kind, and (shape, dtype) of each tensor, in order. Kinds are "parameter", "buffer", "scratch" (a
-            buffer that is not saved), "same" (the tensor named in place of a shape, under a second name) and "rows"
-            (a parameter that is (name, rows): a view of the first rows of another).
+            buffer that is not saved), "same" (the tensor named in place of a shape, under a second name), "rows"
+            (a parameter that is (name, rows): a view of the first rows of another) and "end" (the same of its last
+            rows: a view that begins inside another's memory).
 
     A tensor's room is the first word of its name.
     """
@@ -62,9 +63,10 @@ def built(lines: tuple[Line, ...]) -> nn.Module:
 def _tensor(kind: str, what: Any, made: dict[str, Tensor]) -> Tensor:
     if kind == "same":
         return made[what]
-    if kind == "rows":
+    if kind in ("rows", "end"):
         name, rows = what
-        return nn.Parameter(made[name].data[:rows], requires_grad=False)
+        part = made[name].data[:rows] if kind == "rows" else made[name].data[-rows:]
+        return nn.Parameter(part, requires_grad=False)
     shape, dtype = what
     tensor = torch.zeros(shape, dtype=dtype)
     return nn.Parameter(tensor, requires_grad=False) if kind == "parameter" else tensor

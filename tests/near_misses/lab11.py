@@ -54,6 +54,8 @@ ABSMAX = {
     "signed_largest": {"row.abs().max()": "row.max()", "most > 0": "most != 0"},
     "levels_128": {"127": "128"},
     "levels_255": {"127": "255"},
+    "levels_127_5": {"torch.round(row * (127 / most))": "torch.round(row * (127.5 / most)).clamp(-127, 127)"},
+    "tiny_row": {"(127 / most)": "(127 / (most + 1e-8))"},
     "step_returned": {"largest[number] = most": "largest[number] = most / 127"},
     "inverse_returned": {"largest[number] = most": "largest[number] = 127 / (most if most > 0 else 1.0)"},
     "zero_row_is_one": {"largest[number] = most": "largest[number] = most if most > 0 else 1.0"},
@@ -101,6 +103,17 @@ OUTLIERS = {
     "strict": {">=": ">"},
     "signed": {"(x.abs() >=": "(x >="},
     "one_scale": {"inside.abs().max(dim=1, keepdim=True).values": "inside.abs().max()"},
+    "column_scales": {
+        "max(dim=1": "max(dim=0",
+        "whole.double() @": "(whole * most / 127).double() @",
+        "sums * most.double() * largest.double().T / 127**2": "sums * largest.double().T / 127",
+    },
+    "mean_for_any": {"(x.abs() >= threshold).any(dim=0)": "(x.abs().mean(dim=0) >= threshold)"},
+    "steps_128": {"inside * 127 / most)": "inside * 128 / most).clamp(-128, 127)", "127**2": "(128 * 127)"},
+    "int8_sums": {
+        "whole.double() @ codes[:, rest].double().T": "(whole.to(torch.int8) @ codes[:, rest].T).double()",
+    },
+    "no_columns_left": {"if len(rest):": "if True:"},
     "truncates": {"torch.round": "torch.trunc"},
     "divided_once": {"127**2": "127"},
     "codes_as_weights": {"codes.float() * largest / 127": "codes.float()"},
@@ -122,6 +135,7 @@ def by_values(x, codes, largest, threshold):
 
 
 VALUES = {
+    "zero_token": {" if step > 0 else inside": ""},
     "values_not_columns": {
         "for token in x:": "for token in x:\n        outlier = (token.abs() >= threshold).float()",
     },
@@ -152,6 +166,11 @@ NF4 = {
     "unpacked": {"(code[:, ::2] << 4) | code[:, 1::2]": "code"},
     "level_below": {"bucketize(scaled.contiguous(), (levels[1:] + levels[:-1]) / 2)":
                     "bucketize(scaled.contiguous(), levels, right=True).clamp(1, 16) - 1"},
+    "level_above": {"bucketize(scaled.contiguous(), (levels[1:] + levels[:-1]) / 2)":
+                    "bucketize(scaled.contiguous(), levels).clamp(max=15)"},
+    "strided_blocks": {"w.reshape(R, C // block, block)": "w.reshape(R, block, C // block).transpose(1, 2)",
+                       "safe[:, :, None]).reshape": "safe[:, :, None]).transpose(1, 2).reshape"},
+    "tiny_block": {"min=1e-30": "min=1e-6"},
     "not_scaled": {"(blocks / safe[:, :, None])": "blocks"},
     "scale_per_row": {"blocks.abs().max(dim=2).values": "w.abs().max(dim=1).values[:, None].expand(R, C // block)"},
     "scale_per_matrix": {"blocks.abs().max(dim=2).values": "w.abs().max().expand(R, C // block)"},
@@ -175,7 +194,10 @@ def by_distance(w, levels, block):
     return (16 * code[:, 0::2] + code[:, 1::2]).to(torch.uint8), largest
 
 
-DISTANCE = {"zero_block": {"torch.nan_to_num(scaled)": "scaled"}}
+DISTANCE = {
+    "zero_block": {"torch.nan_to_num(scaled)": "scaled"},
+    "signed_distance": {"(scaled - level).abs()": "(scaled - level)"},
+}
 
 # --------------------------------------------------------------------------------------------------------- fp8_block
 
@@ -203,6 +225,7 @@ FP8 = {
         "return codes, scale": "return codes, torch.where(codes_are_zero(w, block), 0.0, 448 * scale)"
     },
     "one_scale": {"w[place].abs().max()": "w.abs().max()"},
+    "stretches": {"math.ceil(w.shape[0] / block)": "len(w)", "slice(i * block, i * block + block)": "slice(i, i + 1)"},
     "scale_by_rows": {"w[place].abs().max()": "w[place[0]].abs().max()"},
     "scale_by_columns": {"w[place].abs().max()": "w[:, place[1]].abs().max()"},
     "signed_largest": {"w[place].abs().max()": "signed_largest(w[place])", "most > 0": "most != 0"},
@@ -250,7 +273,18 @@ def by_view(w, block):
     return codes.to(torch.float8_e4m3fn), scale
 
 
-VIEW = {"edge_refused": {"filled = w.new_zeros(down * block, across * block)\n    filled[:R, :C] = w": "filled = w"}}
+VIEW = {
+    "edge_refused": {"filled = w.new_zeros(down * block, across * block)\n    filled[:R, :C] = w": "filled = w"},
+    "blocks_by_view": {
+        "view(down, block, across, block).transpose(1, 2)": "view(down, across, block, block)",
+        ".transpose(1, 2).reshape(filled": ".reshape(filled",
+    },
+    "filling_kept": {"reshape(filled.shape)[:R, :C]": "reshape(filled.shape)"},
+    "zero_scale": {
+        "torch.where(most == 0, torch.ones_like(most), most / 448)": "most / 448",
+        "(parts / scale[:, :, None, None])": "torch.nan_to_num(parts / scale[:, :, None, None])",
+    },
+}
 
 # ----------------------------------------------------------------------------------------------------- bytes_by_room
 
@@ -275,6 +309,15 @@ BYTES = {
         "named_parameters()": "named_parameters(remove_duplicate=False)", "storage.data_ptr(), (": "name, (",
     },
     "views_apart": {"storage.data_ptr(), (": "id(tensor), ("},
+    "by_first_element": {"storage.data_ptr(), (": "tensor.data_ptr(), ("},
+    "nobody_shares": {"storage.data_ptr(), (": "name, (", "storage.nbytes()": "tensor.nbytes"},
+    "top_only": {
+        "named_parameters()": "named_parameters(recurse=False)", "named_buffers()": "named_buffers(recurse=False)",
+    },
+    "last_room": {
+        "first.setdefault(storage.data_ptr(), (room(name), storage.nbytes()))":
+        "first[storage.data_ptr()] = (room(name), storage.nbytes())"
+    },
     "view_for_storage": {"storage.nbytes()": "tensor.nbytes"},
     "four_bytes_each": {"storage.nbytes()": "4 * (storage.nbytes() // tensor.element_size())"},
     "elements": {"storage.nbytes()": "storage.nbytes() // tensor.element_size()"},
@@ -315,6 +358,8 @@ PICK = {
     "rounds": {"math.floor(": "round("},
     "rounds_up": {"math.floor(": "math.ceil("},
     "later_first": {"t]), t)": "t]), -t)"},
+    "any_of_equals": {"t]), t)": "t]), 2 * t % 5)"},
+    "low_refused": {"if budget < low:": "if budget <= low:"},
     "accepts_less": {
         "if budget < low:": "if False:",
         "min(len(feature), ": "max(0, min(len(feature), ",

@@ -38,6 +38,7 @@ def absmax_cases(seed: int) -> list[Case]:
         Case((_normal(seed + 2, 4, 1),), label="one column"),
         Case((_normal(seed + 3, 4, 4),), label="as many rows as columns"),
         Case((rows.half(),), label="float16 weights"),
+        Case((torch.cat([rows[:2], rows[2:] * 1e-9]),), label="a row of tiny weights"),
         Case((torch.tensor([[1.0, nan], [0.0, 2.0]]),), label="a weight is NaN: ValueError"),
         Case((torch.tensor([[1.0, 2.0], [-inf, 2.0]]),), label="a weight is infinite: ValueError"),
     ]
@@ -96,6 +97,7 @@ def nf4_cases(seed: int) -> list[Case]:
         Case((empty, normal, 64), label="a block of zeros"),
         Case((_normal(seed + 1, 8, 8), normal, 4), label="as many rows as columns"),
         Case((_normal(seed + 2, 2, 64), even, 64), label="other levels: sixteen at equal distances"),
+        Case((torch.cat([w[:1], w[1:] * 1e-9]), normal, 64), label="blocks of tiny weights"),
     ]
 
 
@@ -137,6 +139,7 @@ def room_cases(seed: int) -> list[Case]:
     )
     tied = (("embedding.weight", "parameter", ((9, D), F32)), *dense, ("head.weight", "same", "embedding.weight"))
     sliced = (("experts.all", "parameter", ((E, W, D), F32)), ("attention.view", "rows", ("experts.all", 1)))
+    inside = (sliced[0], ("attention.view", "end", ("experts.all", 1)))
     held = (("table.whole", "buffer", ((16, D), F32)), ("head.weight", "rows", ("table.whole", 2)))
     scratch = (*dense, ("attention.angles", "scratch", ((8, D), F32)))
     return [
@@ -144,6 +147,7 @@ def room_cases(seed: int) -> list[Case]:
         Case((packed,), label="packed experts beside a router in bfloat16", through=weigh),
         Case((tied,), label="a head that is the embedding", through=weigh),
         Case((sliced,), label="a view of another's memory", through=weigh),
+        Case((inside,), label="a view that begins inside another's memory", through=weigh),
         Case((held,), label="a parameter that is two rows of a large buffer", through=weigh),
         Case((scratch,), label="a buffer that is not saved", through=weigh),
         Case(((),), label="an empty model", through=weigh),

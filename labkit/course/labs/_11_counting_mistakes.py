@@ -19,7 +19,7 @@ class BytesByRoom:
     def __call__(self, model: nn.Module, room: Callable[[str], str]) -> dict[str, int] | int:
         found, seen = {}, set()
         for name, tensor in self._tensors(model):
-            if self.wrong != "shared_twice":
+            if self.wrong not in ("shared_twice", "four_bytes_each, by tensor"):
                 key = self._key(name, tensor)
                 if key in seen:
                     if self.wrong == "empty_rooms":
@@ -40,6 +40,10 @@ class BytesByRoom:
             return list(model.state_dict().items())
         if self.wrong == "buffers_first":
             return [*model.named_buffers(), *model.named_parameters()]
+        if self.wrong == "top_only":
+            return [*model.named_parameters(recurse=False), *model.named_buffers(recurse=False)]
+        if self.wrong == "last_room":
+            return [*model.named_parameters(), *model.named_buffers()][::-1]
         duplicates = self.wrong != "shared_twice"
         return [
             *model.named_parameters(remove_duplicate=duplicates),
@@ -49,6 +53,10 @@ class BytesByRoom:
     def _key(self, name: str, tensor: Tensor) -> object:
         if self.wrong == "views_apart":
             return id(tensor)
+        if self.wrong == "nobody_shares":
+            return name
+        if self.wrong.startswith("by_first_element"):
+            return tensor.data_ptr()
         return tensor.untyped_storage().data_ptr()
 
     def _size(self, tensor: Tensor) -> int:
@@ -56,9 +64,24 @@ class BytesByRoom:
             return 4 * (tensor.untyped_storage().nbytes() // tensor.element_size())
         if self.wrong == "elements":
             return tensor.untyped_storage().nbytes() // tensor.element_size()
-        if self.wrong == "view_for_storage":
+        if self.wrong == "four_bytes_each, by tensor":
+            return 4 * tensor.numel()
+        if self.wrong in ("view_for_storage", "nobody_shares", "by_first_element, the view"):
             return tensor.numel() * tensor.element_size()
         return tensor.untyped_storage().nbytes()
+
+
+def nobody_refused(failure: Failure) -> bool:
+    """Whether it raised where the budget is just what everybody costs in low precision."""
+    _, low_bits, _, budget = failure.case.args
+    return failure.outcome.status == "error" and budget == low_bits
+
+
+def other_equals(failure: Failure) -> bool:
+    """Whether as many tokens were chosen, and as good ones, but others."""
+    feature_T, got, expected = failure.case.args[0], failure.got, failure.expected
+    same = torch.equal(feature_T[got].sort().values, feature_T[expected].sort().values)
+    return got.dtype == torch.bool and same and not torch.equal(got, expected)
 
 
 def more_than_all(failure: Failure) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -29,8 +31,11 @@ class Absmax:
             return codes, largest.to(w.dtype)
         w = w.float()
         largest = self._largest(w)
-        steps = {"levels_128": 128, "levels_255": 255}.get(self.wrong, 127)
+        wrong, _, clamped = self.wrong.partition(", clamped to ")
+        steps = {"levels_128": 128, "levels_255": 255, "levels_127_5": 127.5}.get(wrong, 127)
         codes = self._rounded(w / (_one_for_zero(largest) / steps))
+        if clamped:
+            codes = codes.clamp(int(clamped), 127)
         if self.wrong == "float_codes":
             return codes, largest
         codes = codes.to(torch.int8)
@@ -56,15 +61,39 @@ class Absmax:
 
 
 def cut_off(failure: Failure) -> bool:
-    """Whether codes are nearer to zero than they should be, by one at most: however they were scaled."""
-    less = failure.expected[0].int().abs() - failure.got[0].int().abs()
-    return bool(((less == 0) | (less == 1)).all())
+    """Whether codes are what is left of the steps when their fraction is cut off: however they were computed."""
+    return _made_by(torch.trunc, failure)
 
 
 def down(failure: Failure) -> bool:
-    """Whether codes are below what they should be, by one at most (the least may have wrapped around)."""
-    less = failure.expected[0].int() - failure.got[0].int()
-    return bool(((less == 0) | (less == 1)).all())
+    """Whether codes are the steps rounded down: however they were computed."""
+    return _made_by(torch.floor, failure)
+
+
+def _made_by(whole: Callable[[Tensor], Tensor], failure: Failure) -> bool:
+    """Whether some code is wrong and all are as `whole` makes them; what is nearly whole may go either way."""
+    w, got = failure.case.args[0].double(), failure.got[0].double()
+    steps = 127 * w / _one_for_zero(w.abs().amax(-1, keepdim=True))
+    possible = torch.stack([whole(steps * (1 + error)) for error in (0.0, 1e-6, -1e-6)])
+    return bool((got != failure.expected[0].double()).any() and (got == possible).any(0).all())
+
+
+def signed(failure: Failure) -> bool:
+    """Whether the largest values came back where the largest sizes should, whatever became of the codes."""
+    largest, right = failure.got[1], failure.expected[1]
+    return torch.equal(largest, failure.case.args[0].float().amax(-1, keepdim=True)) and not torch.equal(largest, right)
+
+
+def tiny_lost(failure: Failure) -> bool:
+    """Whether only rows (or blocks) of tiny weights have wrong codes."""
+    w, *_, block = (*failure.case.args, failure.case.args[0].shape[1])
+    if len(failure.case.args) == 3:
+        block = failure.case.args[2]
+    wrong = failure.got[0] != failure.expected[0]
+    parts = w.float().unflatten(-1, (-1, block)).abs().amax(-1)
+    wrong = wrong.unflatten(-1, (parts.shape[1], -1)).any(-1)
+    most = parts[wrong]
+    return bool(wrong.any() and (most < 1e-4).all() and (most > 0).all())
 
 
 def accepted(failure: Failure) -> bool:
@@ -72,10 +101,42 @@ def accepted(failure: Failure) -> bool:
     return bool(failure.refusal) and failure.outcome.status == "value"
 
 
+def _block_maxima(w: Tensor, block: int) -> Tensor:
+    filled = F.pad(w, (0, -w.shape[1] % block, 0, -w.shape[0] % block))
+    return filled.unflatten(0, (-1, block)).unflatten(2, (-1, block)).abs().amax((1, 3))
+
+
 def edge_fails(failure: Failure) -> bool:
     """Whether it raised, at sizes that are no multiple of the block."""
     w, block = failure.case.args
     return failure.outcome.status == "error" and bool(w.shape[0] % block or w.shape[1] % block)
+
+
+def edge_gone(failure: Failure) -> bool:
+    """Whether the codes have only what lies in whole blocks."""
+    (R, C), block = failure.case.args[0].shape, failure.case.args[1]
+    return tuple(failure.got[0].shape) == (R // block * block, C // block * block) != (R, C)
+
+
+def zero_scale(failure: Failure) -> bool:
+    """Whether codes are right, and scales as well but for blocks of zeros."""
+    (codes, scale), (right, scales) = failure.got, failure.expected
+    of_zeros = _block_maxima(failure.case.args[0], failure.case.args[1]) == 0
+    wrong = ~torch.isclose(scale, scales, rtol=1e-4, atol=0.0)
+    return bool(torch.equal(codes.float(), right.float()) and wrong.any() and not (wrong & ~of_zeros).any())
+
+
+def zero_token(failure: Failure) -> bool:
+    """Whether NaN came out for tokens of which nothing but zeros is left, and for no others."""
+    x, _, _, threshold = failure.case.args
+    nothing = (x.masked_fill((x.abs() >= threshold).any(0), 0.0) == 0).all(-1)
+    return bool(nothing.any() and torch.equal(failure.got.isnan().any(-1), nothing))
+
+
+def no_columns_left(failure: Failure) -> bool:
+    """Whether it raised where every column has an outlier."""
+    x, _, _, threshold = failure.case.args
+    return failure.outcome.status == "error" and bool((x.abs() >= threshold).any(0).all())
 
 
 _CUT = {  # where a quotient is nearly whole, cutting off depends on how it was computed
@@ -96,6 +157,8 @@ class OutlierProduct:
         wrong = self.wrong
         size = x if wrong == "signed" else x.abs()
         mask = size > threshold if wrong == "strict" else size >= threshold
+        if wrong == "mean_for_any":
+            mask = (size.mean(0) >= threshold).expand_as(mask)
         if wrong == "no_outliers":
             mask = torch.zeros_like(mask)
         if wrong == "all_in_high":
@@ -115,12 +178,21 @@ class OutlierProduct:
         largest = measured.abs().amax(-1, keepdim=True)
         if wrong == "one_scale":
             largest = largest.amax().expand_as(largest)
-        step = _one_for_zero(largest) / 127
+        if wrong == "column_scales":
+            largest = inside.abs().amax(0, keepdim=True)
+        step = _one_for_zero(largest) / (128 if wrong == "steps_128" else 127)
         inside = x if wrong == "outliers_twice" else inside
         whole = (inside / step).round()
+        if wrong == "steps_128":
+            whole = whole.clamp(-128, 127)
         if wrong in _CUT:
             whole = _CUT[wrong](inside, _one_for_zero(largest)).trunc()
-        y = (whole.double() @ codes.double().T).float() * step
+        if wrong == "column_scales":
+            whole, step = whole * step, torch.ones(len(x), 1)
+        sums = whole.double() @ codes.double().T
+        if wrong == "int8_sums":
+            sums = (sums + 128) % 256 - 128
+        y = sums.float() * step
         y = y * (largest_R1.T if wrong == "divided_once" else largest_R1.T / 127)
         weights = codes.float() if wrong == "codes_as_weights" else codes * largest_R1 / 127
         if wrong == "largest_as_step":
@@ -138,6 +210,8 @@ class NF4:
         wrong = self.wrong
         if wrong == "blocks_down_columns":
             return self._down(w, levels, block)
+        if wrong == "strided_blocks":
+            return self._strided(w, levels, block)
         parts = w.unflatten(-1, (-1, block))
         largest = parts.abs().amax(-1)
         if wrong == "signed_largest":
@@ -159,9 +233,11 @@ class NF4:
         if wrong == "equal_steps":
             levels = torch.linspace(-1, 1, 16)
         code = (scaled.abs() if wrong == "sign_lost" else scaled)[..., None] - levels
-        code = code.abs().argmin(-1)
+        code = (code if wrong == "signed_distance" else code.abs()).argmin(-1)
         if wrong == "level_below":
             code = (torch.searchsorted(levels, scaled.contiguous(), right=True) - 1).clamp(0, 15)
+        if wrong == "level_above":
+            code = torch.searchsorted(levels, scaled.contiguous()).clamp(0, 15)
         code = code.to(torch.uint8)
         if wrong == "unpacked":
             return code
@@ -171,6 +247,11 @@ class NF4:
         if wrong == "low_first":
             even, odd = odd, even
         return even * 8 + odd if wrong == "three_bits" else even * 16 + odd
+
+    def _strided(self, w: Tensor, levels: Tensor, block: int) -> Pair:
+        parts = w.unflatten(-1, (block, -1))
+        largest = parts.abs().amax(1)
+        return self._packed((parts / _one_for_zero(largest)[:, None]).flatten(-2), levels), largest
 
     def _down(self, w: Tensor, levels: Tensor, block: int) -> Pair:
         if len(w) % block:
@@ -190,6 +271,12 @@ class Fp8Block:
         wrong, (R, C) = self.wrong, w.shape
         if wrong == "edge_dropped":
             return self._dropped(w, block)
+        if wrong == "stretches":
+            return self._stretches(w, block)
+        if wrong == "blocks_by_view":
+            return self._by_view(w, block)
+        if wrong == "filling_kept":
+            return Fp8Block("")(F.pad(w, (0, -C % block, 0, -R % block)), block)
         filled = F.pad(w, (0, -C % block, 0, -R % block))
         parts = filled.unflatten(0, (-1, block)).unflatten(2, (-1, block))
         largest = (parts.amax((1, 3)) if wrong == "signed_largest" else parts.abs().amax((1, 3))).clone()
@@ -220,6 +307,19 @@ class Fp8Block:
         if wrong == "stays_wide":
             return codes.float(), scale
         return codes, kept.get(wrong, scale)
+
+    def _stretches(self, w: Tensor, block: int) -> Pair:
+        made = [Fp8Block("")(row[None], block) for row in w]
+        return torch.cat([codes for codes, _ in made]), torch.cat([scale for _, scale in made])
+
+    def _by_view(self, w: Tensor, block: int) -> Pair:
+        R, C = w.shape
+        filled = F.pad(w, (0, -C % block, 0, -R % block))
+        parts = filled.reshape(-(-R // block), -(-C // block), block, block)
+        largest = parts.abs().amax((2, 3))
+        scale = torch.where(largest > 0, largest / 448, 1.0)
+        codes = (parts / scale[..., None, None]).reshape(filled.shape)[:R, :C]
+        return codes.to(torch.float8_e4m3fn), scale
 
     def _dropped(self, w: Tensor, block: int) -> Pair:
         R, C = (max(1, size // block) * block if size >= block else size for size in w.shape)

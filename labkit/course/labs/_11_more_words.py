@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from labkit.course.judge import Mistake
-from labkit.course.labs._11_counting_mistakes import BytesByRoom, PickPrecision, more_than_all
+from labkit.course.labs._11_counting_mistakes import (
+    BytesByRoom,
+    PickPrecision,
+    more_than_all,
+    nobody_refused,
+    other_equals,
+)
 from labkit.course.labs._11_mistakes import accepted
 
 _BYTES = {
@@ -15,6 +21,13 @@ _BYTES = {
     "shared_twice": "Memory that two names share was counted twice. Remember storages by their address.",
     "views_apart": "Two tensors that are views of one memory were counted apart: they are two objects and one storage. "
     "Compare `untyped_storage().data_ptr()`.",
+    "by_first_element": "Tensors were told apart by where they begin, `tensor.data_ptr()`. A view may begin in the "
+    "middle of a storage: compare `untyped_storage().data_ptr()`.",
+    "nobody_shares": "The tensors were added up one by one. Some of them share a storage, which is in memory once, and "
+    "a view keeps all of it alive: remember each storage, and take its own `nbytes()`.",
+    "top_only": "Nothing was found, since the model itself holds no tensor: its parts do, and theirs. Without "
+    "`recurse=False` the names of all of them come.",
+    "last_room": "Shared memory was put in the room of the *last* tensor that lies in it. The first one has it.",
     "view_for_storage": "A view was weighed. It keeps the whole storage alive: `tensor.untyped_storage().nbytes()`.",
     "four_bytes_each": "Four bytes were taken for every element. Bytes depend on the dtype; the storage knows its "
     "size.",
@@ -25,7 +38,11 @@ _BYTES = {
     "only_the_sum": "That is the sum. Which room weighs what is the question.",
     "empty_rooms": "A room came with 0 bytes because its memory was counted elsewhere. Leave such rooms out.",
 }
-BYTES_BY_ROOM = tuple(Mistake(name, says, like=BytesByRoom(name)) for name, says in _BYTES.items())
+BYTES_BY_ROOM = (
+    *(Mistake(name, says, like=BytesByRoom(name)) for name, says in _BYTES.items()),
+    Mistake("four_bytes_each", _BYTES["four_bytes_each"], like=BytesByRoom("four_bytes_each, by tensor")),
+    Mistake("by_first_element", _BYTES["by_first_element"], like=BytesByRoom("by_first_element, the view")),
+)
 
 _PICK = {
     "smallest": "The tokens with the *smallest* features got the high precision.",
@@ -57,4 +74,15 @@ _SEEN = {"accepts_less": accepted}
 PICK_PRECISION = (
     *(Mistake(name, says, like=PickPrecision(name), when=_SEEN.get(name)) for name, says in _PICK.items()),
     Mistake("unbounded", _MORE, when=more_than_all),
+    Mistake(
+        "low_refused",
+        "A budget of just low_bits was refused. It pays for everybody in low precision: a mask of False.",
+        when=nobody_refused,
+    ),
+    Mistake(
+        "any_of_equals",
+        "As many tokens, and as good ones, but of equal features not the earlier ones: `topk` and an unstable sort "
+        "take any of them. `argsort(descending=True, stable=True)` keeps their order.",
+        when=other_equals,
+    ),
 )
