@@ -17,34 +17,16 @@ swapping blocks to the host.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 
 from labkit.serve.cache.blocks import BlockPool
+from labkit.serve.scheduler.invariants import broken
 from labkit.serve.scheduler.limits import Full, Limits
 from labkit.serve.scheduler.line import Line
+from labkit.serve.scheduler.plan import Plan
 from labkit.serve.scheduler.sequence import Sequence, Status
 from labkit.serve.scheduler.step import Chunk, Load, Step
 
 RUNNING = Status.RUNNING
-
-
-@dataclass(slots=True)
-class _Plan:
-    """A step while it is decided."""
-
-    budget: int
-    work: list[tuple[Sequence, Chunk]] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    preempted: list[str] = field(default_factory=list)
-    cached: dict[str, int] = field(default_factory=dict)
-
-    def compute(self, sequence: Sequence) -> None:
-        """As many of its tokens as the budget has left."""
-        start, end = sequence.num_computed, len(sequence.tokens)
-        stop = min(end, start + self.budget)
-        tokens = tuple(sequence.tokens[start:stop])
-        self.work.append((sequence, Chunk(sequence.id, start, tokens, sequence.blocks, stop == end)))
-        self.budget -= stop - start
 
 
 class Scheduler:
@@ -71,22 +53,22 @@ class Scheduler:
         self.pool = BlockPool(limits.num_blocks, limits.block_size)
         self.waiting, self.running = Line(), Line()
         self.waiting_tokens = 0
-        self._sequences: dict[str, Sequence] = {}
+        self.sequences: dict[str, Sequence] = {}
         self._step: Step | None = None
         self._work: list[tuple[Sequence, Chunk]] = []
         self._added = self._steps = self._computed = self._queried = self._cached = 0
         self._preemptions = self._finished = self._cancelled = 0
 
     def __len__(self) -> int:
-        return len(self._sequences)
+        return len(self.sequences)
 
     def __contains__(self, id: str) -> bool:
-        return id in self._sequences
+        return id in self.sequences
 
     def __getitem__(self, id: str) -> Sequence:
         """A sequence that waits or runs. Raises ValueError for any other."""
         try:
-            return self._sequences[id]
+            return self.sequences[id]
         except KeyError:
             raise ValueError(f"no sequence {id!r} waits or runs; it has ended, or was never added") from None
 
@@ -109,9 +91,9 @@ class Scheduler:
 
     def cancel(self, id: str) -> bool:
         """Drop a sequence and free its blocks at once; False if it has ended already."""
-        if id not in self._sequences:
+        if id not in self.sequences:
             return False
-        self._leave(self._sequences[id], Status.CANCELLED)
+        self._leave(self.sequences[id], Status.CANCELLED)
         self._cancelled += 1
         return True
 
@@ -182,7 +164,7 @@ class Scheduler:
         """
         if self._step is not None:
             raise ValueError(f"step {self._step.number} is in flight; call update with its tokens, or reset")
-        plan = _Plan(self.limits.max_tokens_per_step)
+        plan = Plan(self.limits.max_tokens_per_step)
         prompts = self._decode(plan)
         for sequence in prompts:
             if not plan.budget:
@@ -192,17 +174,10 @@ class Scheduler:
         if not plan.work:
             return Step(self._steps)
         self._steps += 1
-        self._work = plan.work
-        self._step = Step(
-            self._steps,
-            tuple([chunk for _, chunk in plan.work]),
-            tuple(plan.copies),
-            tuple(plan.preempted),
-            plan.cached,
-        )
+        self._step, self._work = plan.step(self._steps), plan.work
         return self._step
 
-    def _decode(self, plan: _Plan) -> list[Sequence]:
+    def _decode(self, plan: Plan) -> list[Sequence]:
         """One token for each sequence that needs no more; returns those that need more."""
         prompts, running, size = [], self.running.items, self.limits.block_size
         references, work, at = self.pool.references, plan.work, 0
@@ -222,7 +197,7 @@ class Scheduler:
         plan.budget -= len(work)
         return prompts
 
-    def _writable(self, sequence: Sequence, plan: _Plan) -> bool:
+    def _writable(self, sequence: Sequence, plan: Plan) -> bool:
         """Give it a block of its own to write its next position into; False if it had to go itself."""
         blocks, pool = sequence.blocks, self.pool
         new = sequence.num_computed == len(blocks) * self.limits.block_size
@@ -241,7 +216,7 @@ class Scheduler:
             sequence.blocks = (*blocks[:-1], copy)
         return True
 
-    def _admit(self, plan: _Plan, now: float) -> None:
+    def _admit(self, plan: Plan, now: float) -> None:
         """Start those that wait, strictly in order; not in a step that had to preempt."""
         while plan.budget and self.waiting and not plan.preempted and len(self.running) < self.limits.max_sequences:
             sequence = self.waiting.items[0]
@@ -284,12 +259,11 @@ class Scheduler:
         self._check_tokens(tokens)
         size, reuse = self.limits.block_size, self.limits.reuse_prefixes
         for sequence, chunk in self._work:
-            self_start = chunk.start
             if sequence.status is RUNNING:
-                done = self_start + len(chunk.tokens)
-                sequence.num_computed = done
-                if reuse and done // size > self_start // size:
-                    self._keep(sequence, self_start // size, done // size)
+                start = chunk.start
+                sequence.num_computed = done = start + len(chunk.tokens)
+                if reuse and done // size > start // size:
+                    self._keep(sequence, start // size, done // size)
             elif sequence.status is not Status.WAITING:
                 continue
             if chunk.samples:
@@ -319,13 +293,13 @@ class Scheduler:
     # --- lines and books
 
     def _need_new(self, id: str) -> None:
-        if id in self._sequences:
+        if id in self.sequences:
             raise ValueError(f"a sequence {id!r} waits or runs already; ids must differ")
 
     def _enter(self, sequence: Sequence, due: float) -> None:
         sequence.rank = (due, self._added)
         self._added += 1
-        self._sequences[sequence.id] = sequence
+        self.sequences[sequence.id] = sequence
 
     def _wait(self, sequence: Sequence) -> None:
         sequence.status = Status.WAITING
@@ -354,7 +328,7 @@ class Scheduler:
         else:
             self._stop_waiting(sequence)
         sequence.status = status
-        del self._sequences[sequence.id]
+        del self.sequences[sequence.id]
 
     def load(self) -> Load:
         """How busy it is."""
@@ -366,5 +340,7 @@ class Scheduler:
         )  # fmt: skip
 
     def check(self) -> None:
-        """Raise RuntimeError if the books contradict themselves; slow, for tests."""
+        """Raise RuntimeError if its books or the pool's contradict themselves; slow, made for tests."""
+        if wrong := broken(self):
+            raise RuntimeError(f"the scheduler is broken: {'; '.join(wrong)}")
         self.pool.check([sequence.blocks for sequence in self.running.items])
