@@ -14,9 +14,11 @@ from __future__ import annotations
 import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from hashlib import sha256
 
 
+@lru_cache(maxsize=256)
 def root(salt: str = "") -> bytes:
     """The digest in front of a first block; sequences of different salts (model, adapter, tenant) share nothing."""
     return sha256(b"first block of " + salt.encode("utf-8", "surrogatepass")).digest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from labkit.serve.scheduler.sequence import Status
@@ -17,7 +18,7 @@ def broken(scheduler: Scheduler) -> list[str]:
     for name, line in (("waiting", waiting), ("running", running)):
         if any(sequence.status is not Status(name) for sequence in line):
             wrong.append(f"a sequence in the {name} line says otherwise")
-        if any(before.rank >= after.rank for before, after in zip(line, line[1:], strict=False)):
+        if any(before.rank >= after.rank for before, after in pairwise(line)):
             wrong.append(f"the {name} line is out of order")
     if {sequence.id: sequence for sequence in [*waiting, *running]} != scheduler.sequences:
         wrong.append("a sequence stands in no line, or in two")
@@ -33,9 +34,7 @@ def broken(scheduler: Scheduler) -> list[str]:
         if len(set(sequence.blocks)) != held:
             wrong.append(f"sequence {sequence.id!r} holds a block twice")
         if not sequence.num_computed <= held * size < len(sequence.tokens) + size:
-            wrong.append(
-                f"sequence {sequence.id!r} has computed more than its blocks hold, or holds more than it needs"
-            )
+            wrong.append(f"sequence {sequence.id!r} holds too few blocks, or too many")
         if len(sequence.tokens) > len(sequence.prompt) + sequence.max_tokens:
             wrong.append(f"sequence {sequence.id!r} has more tokens than it asked for")
         if sequence.digests and sequence.digests != sequence.twin("").name_blocks(len(sequence.digests), size):

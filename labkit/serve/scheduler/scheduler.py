@@ -218,8 +218,9 @@ class Scheduler:
 
     def _admit(self, plan: Plan, now: float) -> None:
         """Start those that wait, strictly in order; not in a step that had to preempt."""
-        while plan.budget and self.waiting and not plan.preempted and len(self.running) < self.limits.max_sequences:
-            sequence = self.waiting.items[0]
+        waiting, running = self.waiting.items, self.running.items
+        while plan.budget and waiting and not plan.preempted and len(running) < self.limits.max_sequences:
+            sequence = waiting[0]
             if not self._start(sequence):
                 return
             self.running.add(sequence)
@@ -234,8 +235,8 @@ class Scheduler:
         found: list[int] = []
         if self.limits.reuse_prefixes and sequence.reuse:  # one token at least is computed: its logits are needed
             found = pool.find(sequence.name_blocks((tokens - 1) // size, size))
-        missing = -(-tokens // size) - len(found)
-        if missing + self.limits.reserve * len(self.running) > pool.free_without(found) and self.running:
+        missing, others = -(-tokens // size) - len(found), len(self.running.items)
+        if others and missing + self.limits.reserve * others > pool.free_without(found):
             return False
         pool.share(found)
         self._stop_waiting(sequence)

@@ -86,7 +86,7 @@ class Spread:
         """
         if not 0 < share <= 1 or not self._upto:
             raise ValueError(
-                f"share is {share} of {len(self)} durations; give a number above 0, up to 1, of at least one"
+                f"share is {share}, of {len(self)} durations; give a number above 0, up to 1, of one or more"
             )
         return self._values[bisect_left(self._upto, share * self._upto[-1] - 1e-9)]
 
