@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from labkit.serve.scheduler.sequence import Status
+from labkit.serve.scheduler.sequence import Sequence, Status
 
 if TYPE_CHECKING:
     from labkit.serve.scheduler.scheduler import Scheduler
@@ -37,6 +37,7 @@ def broken(scheduler: Scheduler) -> list[str]:
             wrong.append(f"sequence {sequence.id!r} holds too few blocks, or too many")
         if len(sequence.tokens) > len(sequence.prompt) + sequence.max_tokens:
             wrong.append(f"sequence {sequence.id!r} has more tokens than it asked for")
-        if sequence.digests and sequence.digests != sequence.twin("").name_blocks(len(sequence.digests), size):
+        fresh = Sequence("fresh", tuple(sequence.tokens), 1, salt=sequence.salt)
+        if sequence.digests != fresh.name_blocks(len(sequence.digests), size):
             wrong.append(f"sequence {sequence.id!r} names its blocks wrongly")
     return wrong
