@@ -160,6 +160,24 @@ def test_the_whole_pool_is_enough_for_one():
     assert it.load().finished == 2
 
 
+def test_nobody_starts_in_a_step_that_had_to_preempt():
+    it = scheduler(sequence("a", 4, 5), sequence("b", 6, 3, arrival=9.0), num_blocks=5, reserve=0)
+    turn(it)
+    it.add(sequence("c", 1, 1, arrival=1.0))  # in front of "b", for which it had no place
+    assert (step := turn(it)).preempted == ("b",)
+    assert step.cached == {}
+    assert turn(it).cached == {"c": 0}
+
+
+def test_who_goes_may_free_nothing_but_leave_a_block_to_one():
+    it = scheduler(sequence("a", 3, 2), num_blocks=2)
+    step = it.schedule()
+    it.fork("a", ["b"])
+    it.update(step, {"a": 1, "b": 1})
+    step = turn(it)
+    assert (step.preempted, step.copies, moves(step)) == (("b",), (), [("a", 3, 1, True)])
+
+
 # --- what is found again
 
 

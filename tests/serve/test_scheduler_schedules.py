@@ -109,6 +109,7 @@ class World:
         if not step:
             return
         moved = {chunk.id for chunk in step.chunks}
+        assert not moved & set(step.preempted), "what lost its blocks is computed"
         assert scheduler.running.items[0].id in moved, "the first in order stands still"
         entries = self.memory.run(step)
         if self.number in self.crashes:

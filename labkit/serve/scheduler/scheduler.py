@@ -236,7 +236,7 @@ class Scheduler:
         if self.limits.reuse_prefixes and sequence.reuse:  # one token at least is computed: its logits are needed
             found = pool.find(sequence.name_blocks((tokens - 1) // size, size))
         missing, others = -(-tokens // size) - len(found), len(self.running.items)
-        if others and missing + self.limits.reserve * others > pool.free_without(found):
+        if missing + self.limits.reserve * others > pool.free_without(found):
             return False
         pool.share(found)
         self._stop_waiting(sequence)
