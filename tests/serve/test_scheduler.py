@@ -395,8 +395,10 @@ def test_the_callers_mistakes_are_told_and_change_nothing():
     step = it.schedule()
     with pytest.raises(ValueError, match="step 1 is in flight"):
         it.schedule()
-    with pytest.raises(ValueError, match="no token for sequence 'a'"):
+    with pytest.raises(ValueError, match="the token of sequence 'a' is None"):
         it.update(step, {})
+    with pytest.raises(ValueError, match=r"the token of sequence 'a' is 1.5"):
+        it.update(step, {"a": 1.5})
     with pytest.raises(ValueError, match="tokens for 'b', of which no chunk samples"):
         it.update(step, {"a": 1, "b": 1})
     with pytest.raises(ValueError, match="has not computed its prompt"):

@@ -11,7 +11,8 @@ one. So the first of those that run moves on at every step, and whoever waits co
 overtake it arrived within `patience` × the difference in priority.
 
 Left out on purpose: one step ahead of the results (the next step is known only when the last one's tokens are), and
-swapping blocks to the host.
+swapping blocks to the host. Sequences that start in the same step do not share what they both compute in it: a block
+can be found once it is computed.
 """
 
 from __future__ import annotations
@@ -251,7 +252,7 @@ class Scheduler:
 
         Args:
             step: as `schedule` gave it.
-            tokens: for each chunk that samples, and each fork of it, by id; those that left meanwhile may be missing.
+            tokens: by id, for each chunk that samples and each fork of it; those that left meanwhile may be missing.
 
         Raises ValueError, with nothing changed, for another step, a missing token, or one that nobody asked for.
         """
@@ -276,8 +277,8 @@ class Scheduler:
         live = (RUNNING, Status.WAITING)  # one that waits was forked in this step
         wanted = [sequence for sequence, chunk in self._work if chunk.samples and sequence.status in live]
         for sequence in wanted:
-            if sequence.id not in tokens:
-                raise ValueError(f"no token for sequence {sequence.id!r}, whose chunk samples one")
+            if type(token := tokens.get(sequence.id)) is not int:
+                raise ValueError(f"the token of sequence {sequence.id!r} is {token!r}; its chunk samples: give an id")
             if len(sequence.tokens) - len(sequence.prompt) >= sequence.max_tokens:
                 raise ValueError(f"sequence {sequence.id!r} has its {sequence.max_tokens} tokens; call finish for it")
         if len(tokens) > len(wanted):

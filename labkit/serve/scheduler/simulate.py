@@ -178,7 +178,9 @@ class _Run:
             if self.next is not None and not self.next.arrival >= before.arrival:
                 raise ValueError(f"a job arrives at {self.next.arrival} s, after one of {before.arrival} s; sort them")
         while self.leaving and self.leaving[0][0] <= self.clock:
-            self.scheduler.cancel(heapq.heappop(self.leaving)[1])
+            _, id = heapq.heappop(self.leaving)
+            self.scheduler.cancel(id)
+            self.last.pop(id, None)
 
     def _add(self, job: Job) -> None:
         id = str(self.added)
