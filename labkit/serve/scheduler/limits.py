@@ -23,7 +23,7 @@ class Limits:
         max_waiting: sequences in the queue before `add` refuses.
         max_waiting_tokens: prompt and longest answer of all that wait, before `add` refuses; into an empty queue
             everything goes.
-        patience: seconds of waiting that one level of priority is worth.
+        patience: seconds of waiting that one level of priority is worth; with 0, priorities do nothing.
         reserve: blocks left free for each running sequence when another one starts; 0 starts whatever fits now, and
             preempts more.
         reuse_prefixes: whether full blocks can be found again.
