@@ -29,7 +29,7 @@ _HOMES = {
     "Routing": "labkit.core.routing",
     "preset": "labkit.core.presets",
 }
-_ROOMS = ("core", "kernels", "nn", "train", "show", "course")
+_ROOMS = ("core", "kernels", "nn", "train", "serve", "show", "course")
 
 __all__ = ["__version__", *_HOMES, *_ROOMS]
 
