@@ -17,6 +17,7 @@ from torch import Tensor
 
 from labkit.core.padding import real_tokens
 from labkit.core.routing import Routing
+from labkit.core.whole import need_whole
 
 Policy = Literal["position", "score"]
 
@@ -36,8 +37,7 @@ def expert_capacity(num_tokens: int, num_experts: int, top_k: int = 1, factor: f
     32
     """
     for name, value, least in (("num_tokens", num_tokens, 0), ("num_experts", num_experts, 1), ("top_k", top_k, 1)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"expert_capacity: {name} is {value!r}; give a whole number of {least} or more")
+        need_whole(f"expert_capacity: {name}", value, least)
     if top_k > num_experts:
         raise ValueError(f"expert_capacity: top_k is {top_k} of {num_experts} experts; give {num_experts} or fewer")
     if not (math.isfinite(factor) and factor > 0):

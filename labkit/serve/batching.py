@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from labkit.core.config import ModelConfig
 from labkit.core.cost import model_flops_per_token
+from labkit.core.whole import need_whole
 from labkit.serve.scheduler.limits import Limits
 from labkit.serve.scheduler.scheduler import Scheduler
 from labkit.serve.scheduler.simulate import Job, simulate
@@ -158,6 +159,5 @@ def _checked(lengths: Iterable[Pair], batch_size: int) -> list[Pair]:
     rows = list(lengths)
     if not rows or any(min(row) < 1 for row in rows):
         raise ValueError("lengths hold no request, or one without a prompt or an answer; give pairs of 1 or more")
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size!r}; give a whole number of 1 or more")
+    need_whole("batch_size", batch_size)
     return rows

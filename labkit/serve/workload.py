@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from labkit.core.whole import need_whole
 from labkit.serve.scheduler.simulate import Job
 
 
@@ -28,8 +29,7 @@ def lognormal_lengths(count: int = 256, seed: int = 0) -> tuple[Lengths, ...]:
     >>> sum(prompt for prompt, _ in lengths), sum(output for _, output in lengths)
     (51559, 28303)
     """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise ValueError(f"count is {count!r}; give a whole number of 1 or more")
+    need_whole("count", count)
     draw = random.Random(seed)
     prompts = [min(max(int(draw.lognormvariate(5.0, 0.8)), 16), 1024) for _ in range(count)]
     outputs = [min(max(int(draw.lognormvariate(4.5, 0.7)), 8), 256) for _ in range(count)]

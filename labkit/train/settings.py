@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from labkit.core.config import Config
+from labkit.core.whole import need_whole
 from labkit.train.optim import OPTIMIZERS
 from labkit.train.recompute import POLICIES, Policy
 from labkit.train.schedule import Schedule, ScheduleName
@@ -115,9 +116,7 @@ class TrainConfig(Config):
         return [name for name in names if own[name] != other.get(name)]
 
     def _whole(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise ValueError(f"TrainConfig.{name} is {value!r}; give a whole number of {least} or more")
+        need_whole(f"TrainConfig.{name}", getattr(self, name), least)
 
     def _number(self, name: str, least: float, strictly: bool = False) -> None:
         value = getattr(self, name)

@@ -3,34 +3,14 @@
 Most wrong ones differ in a place or two from a right answer written differently, and are made from it.
 """
 
-import inspect
-import linecache
 import math
 
 import torch
 import torch.nn.functional as F
+from edits import wrong
 from torch.autograd.graph import saved_tensors_hooks
 
 from labkit.kernels.language import tl, triton
-
-
-def wrong(answer, mistakes):
-    """Near misses of a right answer: for each mistake, what is written where something else belongs."""
-    return [(edited(answer, mistake, edits), mistake) for mistake, edits in mistakes.items()]
-
-
-def edited(answer, mistake, edits):
-    """The answer with other words in it; a kernel stays a kernel, whose source can be read."""
-    function = getattr(answer, "fn", answer)
-    source, scope = inspect.getsource(function), dict(globals())
-    for old, new in edits.items():
-        assert old in source, f"{mistake}: there is no {old!r}"
-        source = source.replace(old, new)
-    file = f"<{function.__name__}: {mistake}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), scope)
-    return scope[function.__name__]
-
 
 # ------------------------------------------------------------------------------------------------------- saved_bytes
 

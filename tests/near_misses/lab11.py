@@ -3,31 +3,13 @@
 Most wrong ones differ in a place or two from a right answer written differently, and are made from it.
 """
 
-import inspect
-import linecache
 import math
 
 import torch
+from edits import wrong
 
 # Without these names an edited answer would not find what it calls.
 __all__ = ["NEAR_MISSES", "RIGHT_ANSWERS", "math", "torch"]
-
-
-def wrong(answer, mistakes):
-    """Near misses of a right answer: for each mistake, what is written where something else belongs."""
-    return [(edited(answer, mistake, edits), mistake) for mistake, edits in mistakes.items()]
-
-
-def edited(answer, mistake, edits):
-    """The answer with other words in it."""
-    source, scope = inspect.getsource(answer), dict(globals())
-    for old, new in edits.items():
-        assert old in source, f"{mistake}: there is no {old!r}"
-        source = source.replace(old, new)
-    file = f"<{answer.__name__}: {mistake}>"
-    linecache.cache[file] = (len(source), None, source.splitlines(keepends=True), file)
-    exec(compile(source, file, "exec"), scope)
-    return scope[answer.__name__]
 
 
 # ------------------------------------------------------------------------------------------------------------ absmax

@@ -3,27 +3,11 @@
 Wrong ones differ in a place or two from a right answer written differently, and are made from it.
 """
 
-import inspect
 import math
 
 import torch
 import torch.nn.functional as F
-
-
-def wrong(answer, mistakes):
-    """Near misses of a right answer: for each mistake, what is written where something else belongs."""
-    return [(edited(answer, mistake, edits), mistake) for mistake, edits in mistakes.items()]
-
-
-def edited(answer, mistake, edits):
-    """The answer with other words in it."""
-    source, scope = inspect.getsource(answer), dict(globals())
-    for old, new in edits.items():
-        assert old in source, f"{mistake}: there is no {old!r}"
-        source = source.replace(old, new)
-    exec(compile(source, f"<{answer.__name__}: {mistake}>", "exec"), scope)
-    return scope[answer.__name__]
-
+from edits import wrong
 
 # --------------------------------------------------------------------------------------------------------- soft_loss
 

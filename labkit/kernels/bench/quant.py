@@ -6,6 +6,7 @@ wrong only from `LIMIT` on. What the weights weigh is in each one's note. Nobody
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -132,26 +133,16 @@ def _linear(matrix: Tensor) -> nn.Linear:
     return linear
 
 
-class _Half(nn.Module):
-    """A layer in float16, into which bitsandbytes' INT8 rounds its tokens anyway, with a warning at every call."""
-
-    def __init__(self, inner: nn.Module):
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x.half()).to(x.dtype)
-
-
 def _bitsandbytes(bits: int, case: QuantCase) -> Call:
     import bitsandbytes as bnb
+
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # at each call it says that it rounds to float16
 
     def pack(linear: nn.Linear, case: QuantCase) -> nn.Module:
         sizes = linear.in_features, linear.out_features
         if bits == 8:
             made = bnb.nn.Linear8bitLt(*sizes, bias=False, has_fp16_weights=False, threshold=0.0)
             made.weight = bnb.nn.Int8Params(linear.weight.data.half().cpu(), requires_grad=False)
-            made = _Half(made)
         else:
             made = bnb.nn.Linear4bit(*sizes, bias=False, compute_dtype=case.dtype, quant_type="nf4")
             made.weight = bnb.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, quant_type="nf4")

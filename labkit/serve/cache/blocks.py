@@ -17,6 +17,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
+from labkit.core.whole import need_whole
+
 
 @lru_cache(maxsize=256)
 def root(salt: str = "") -> bytes:
@@ -58,9 +60,8 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
-        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is {value!r}; give a whole number of 1 or more")
+        need_whole("num_blocks", num_blocks)
+        need_whole("block_size", block_size)
         self.num_blocks, self.block_size = num_blocks, block_size
         self.references = [0] * num_blocks
         self.evictions = 0

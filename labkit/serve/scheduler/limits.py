@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from labkit.core.whole import need_whole
+
 
 class Full(RuntimeError):
     """The queue is full: the same request may be accepted later. (What can never run is a ValueError.)"""
@@ -44,10 +46,10 @@ class Limits:
 
     def __post_init__(self) -> None:
         for name in ("num_blocks", "block_size", "max_tokens_per_step", "max_sequences", "max_waiting"):
-            _whole(name, getattr(self, name), 1)
-        _whole("max_context", self.max_context, 2)
-        _whole("max_waiting_tokens", self.max_waiting_tokens, 1)
-        _whole("reserve", self.reserve, 0)
+            need_whole(name, getattr(self, name), 1)
+        need_whole("max_context", self.max_context, 2)
+        need_whole("max_waiting_tokens", self.max_waiting_tokens, 1)
+        need_whole("reserve", self.reserve, 0)
         if isinstance(self.patience, bool) or not isinstance(self.patience, int | float):
             raise ValueError(f"patience is {self.patience!r}; give seconds as a number")
         if not 0 <= self.patience < math.inf:
@@ -72,8 +74,3 @@ class Limits:
                 f"{prompt} tokens of prompt and up to {max_tokens} new ones never fit into {self.num_blocks} blocks of "
                 f"{self.block_size}, {room} positions in all: shorten the prompt, or ask for fewer"
             )
-
-
-def _whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"{name} is {value!r}; give a whole number of {least} or more")
