@@ -5,7 +5,8 @@ sequence up to its own position, and in a sliding window only the last of them. 
 2309.06180), section 4.1.
 
 Shape suffixes: T tokens, H query heads, G key and value heads, d head width, v value width; A blocks of a store, b
-positions in each; n sequences computed together, S tokens of each, K positions that they may see; N, M as in `Layout`.
+positions in each; n sequences computed together, S tokens of each, K positions that they may see; s heads that share
+keys, R = s · S.
 """
 
 from __future__ import annotations
@@ -14,9 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from labkit.kernels.paged_layout import Alike, Layout
+from labkit.kernels.paged_layout import Layout
+from labkit.kernels.paged_padded import Padded, padded
 
 __all__ = ["Layout", "attend", "write"]
+
+CACHED = 1 << 17  # numbers copied for one padded call: still in a core's cache when it computes, and no fresh pages
 
 
 def write(store_AbGd: Tensor, fresh_TGd: Tensor, layout: Layout) -> None:
@@ -62,58 +66,41 @@ def attend(
     T, H, _ = query_THd.shape
     v = (key_AbGd if value_AbGv is None else value_AbGv).shape[-1]
     out_THv = query_THd.new_zeros(T, H, v)
-    for group in layout.alike:
-        _attend(out_THv, query_THd, key_AbGd, value_AbGv, layout, group, scale, window, sinks)
+    most = CACHED // (key_AbGd.shape[2] * key_AbGd.shape[3])
+    for batch in padded(layout, key_AbGd.shape[1], window, most):
+        _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch, scale, sinks)
     return out_THv
 
 
-def _attend(out_THv, query_THd, key_AbGd, value_AbGv, layout, group: Alike, scale, window, sinks) -> None:
-    """One padded call for sequences alike."""
-    (n, S), (H, G) = group.tokens.shape, (query_THd.shape[1], key_AbGd.shape[2])
-    blocks_nC, unseen_nK, mask_nSK = _seen(layout, group, key_AbGd.shape[1], window)
-    key_nGKd = _entries(key_AbGd, blocks_nC, unseen_nK, query_THd.dtype)
-    value_nGKv = key_nGKd if value_AbGv is None else _entries(value_AbGv, blocks_nC, unseen_nK, query_THd.dtype)
-    tokens = group.tokens.flatten()
-    query_nSHd = query_THd.index_select(0, tokens).view(n, S, G, H // G, -1)
-    rows_nGRd = query_nSHd.permute(0, 2, 3, 1, 4).reshape(n, G, H // G * S, -1)  # the heads of a group share its keys
-    mask_n1RK = mask_nSK[:, None] if S == 1 else mask_nSK.repeat(1, H // G, 1)[:, None]
+def _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch: Padded, scale: float, sinks: Tensor | None) -> None:
+    """One padded call; the heads that share keys, and the tokens, are the queries of each key head."""
+    (n, S), (H, G) = batch.tokens_nS.shape, (query_THd.shape[1], key_AbGd.shape[2])
+    key_nGKd = _entries(key_AbGd, batch.rows_nK, query_THd.dtype)
+    value_nGKv = key_nGKd if value_AbGv is None else _entries(value_AbGv, batch.rows_nK, query_THd.dtype)
+    tokens, shared = batch.tokens_nS.flatten(), H // G
+    query_nSGsd = query_THd.index_select(0, tokens).view(n, S, G, shared, -1)
+    rows_nGRd = query_nSGsd.permute(0, 2, 3, 1, 4).reshape(n, G, shared * S, -1)
+    mask_n1RK = (batch.mask_nSK if S == 1 else batch.mask_nSK.repeat(1, shared, 1))[:, None]
     if sinks is None:
         y_nGRv = F.scaled_dot_product_attention(rows_nGRd, key_nGKd, value_nGKv, attn_mask=mask_n1RK, scale=scale)
     else:
-        y_nGRv = _with_sinks(rows_nGRd, key_nGKd, value_nGKv, mask_n1RK, scale, sinks.view(G, -1, 1).expand(-1, -1, S))
-    y_nSHv = y_nGRv.view(n, G, H // G, S, -1).permute(0, 3, 1, 2, 4).reshape(n * S, H, -1)
-    out_THv.index_copy_(0, tokens, y_nSHv)
+        sinks_GR = sinks.view(G, shared, 1).expand(-1, -1, S).reshape(G, -1)
+        y_nGRv = _with_sinks(rows_nGRd, key_nGKd, value_nGKv, mask_n1RK, scale, sinks_GR)
+    y_nSGsv = y_nGRv.reshape(n, G, shared, S, -1).permute(0, 3, 1, 2, 4)
+    out_THv.index_copy_(0, tokens, y_nSGsv.reshape(n * S, H, -1))
 
 
-def _seen(layout: Layout, group: Alike, b: int, window: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The blocks to read, which of their rows hold nothing yet, and who sees which row."""
-    S, table_nM = group.tokens.shape[1], layout.tables_NM.index_select(0, group.sequences).long()
-    length_n = layout.lengths_N.index_select(0, group.sequences).long()
-    count, first_n = -(-group.longest // b), torch.zeros_like(length_n)
-    if window and group.longest > S + window:
-        count = min(count, (S + window - 2) // b + 2)
-        first_n = (length_n - S - window + 1).clamp_min(0) // b
-    at_nC = first_n[:, None] + torch.arange(count, device=length_n.device)
-    key_nK = (first_n * b)[:, None] + torch.arange(count * b, device=length_n.device)
-    query_nS = (length_n - S)[:, None] + torch.arange(S, device=length_n.device)
-    mask_nSK = key_nK[:, None] <= query_nS[:, :, None]
-    if window:
-        mask_nSK &= key_nK[:, None] > query_nS[:, :, None] - window
-    return table_nM.gather(1, at_nC.clamp_max(table_nM.shape[1] - 1)), key_nK >= length_n[:, None], mask_nSK
+def _entries(store_AbGd: Tensor, rows_nK: Tensor, dtype: torch.dtype) -> Tensor:
+    """[n, G, K, d]: a copy of these rows."""
+    found = store_AbGd.flatten(0, 1).index_select(0, rows_nK.flatten()).to(dtype)
+    return found.view(*rows_nK.shape, *store_AbGd.shape[2:]).transpose(1, 2)
 
 
-def _entries(store_AbGd: Tensor, blocks_nC: Tensor, unseen_nK: Tensor, dtype: torch.dtype) -> Tensor:
-    """[n, G, K, d]: the entries of these blocks, zero where nothing is written: 0 · NaN would be NaN."""
-    found = store_AbGd.index_select(0, blocks_nC.flatten()).to(dtype)
-    found_nKGd = found.view(*unseen_nK.shape, *store_AbGd.shape[2:])
-    return found_nKGd.masked_fill_(unseen_nK[:, :, None, None], 0).transpose(1, 2)
-
-
-def _with_sinks(rows_nGRd, key_nGKd, value_nGKv, mask_n1RK, scale: float, sinks_GHS: Tensor) -> Tensor:
+def _with_sinks(rows_nGRd, key_nGKd, value_nGKv, mask_n1RK, scale: float, sinks_GR: Tensor) -> Tensor:
     """The plain formula, at least in float32, with one more column in the softmax."""
     wide = torch.promote_types(rows_nGRd.dtype, torch.float32)
     scores = (rows_nGRd.to(wide) @ key_nGKd.mT.to(wide) * scale).masked_fill_(~mask_n1RK, -torch.inf)
-    sink_nGR1 = sinks_GHS.to(wide).reshape(1, scores.shape[1], -1, 1).expand(len(scores), -1, -1, -1)
+    sink_nGR1 = sinks_GR.to(wide)[None, :, :, None].expand(len(scores), -1, -1, -1)
     weights = torch.cat([scores, sink_nGR1], dim=-1).softmax(-1)[..., :-1]
     return (weights @ value_nGKv.to(wide)).to(rows_nGRd.dtype)
 
