@@ -47,10 +47,10 @@ class Shape:
         starts, lengths, tables = narrow.split([N + 1, N, N * M])
         return (*wide.split([T, T, T, R]), starts, lengths, tables.view(N, M))
 
-    def batch(self, raw: Tensor, longest: int, longest_context: int) -> Batch:
-        """The bytes, read as a batch."""
+    def batch(self, raw: Tensor, longest: int, longest_context: int, decodes: int) -> Batch:
+        """The bytes, read as a batch; the whole numbers as in `Layout`."""
         ids, positions, rows, wanted, starts, lengths, tables = self.views(raw)
-        return Batch(ids, wanted, Layout(positions, rows, starts, lengths, tables, longest, longest_context))
+        return Batch(ids, wanted, Layout(positions, rows, starts, lengths, tables, longest, longest_context, decodes))
 
 
 class Packer:
@@ -79,8 +79,8 @@ class Packer:
         """Bytes on the host, in place until the next call.
 
         Args:
-            shape: as `shape` gives it, or larger where every chunk is one token: the rest is padding that reads and
-                writes the spare block.
+            shape: as `shape` gives it, or larger where every chunk is one token: the rest is padding that
+                reads nothing and writes into the spare block.
         """
         raw = self._room(shape.nbytes)
         ids, positions, rows, wanted, starts, lengths, tables = (part.numpy() for part in shape.views(raw))
@@ -111,7 +111,7 @@ class Packer:
         ids[n:], positions[n:], rows[n:] = 0, 0, self.spare * self.block_size
         wanted[n:] = np.arange(n, shape.R)
         starts[n + 1 :] = np.arange(n + 1, shape.N + 1)
-        lengths[n:], tables[n:] = 1, self.spare
+        lengths[n:], tables[n:] = 0, 0  # an empty place
 
     def _fill_tables(self, chunks: Sequence[Chunk], tables: np.ndarray) -> None:
         known = self._tables

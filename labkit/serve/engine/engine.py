@@ -1,7 +1,7 @@
 """The engine: one step is schedule, run, sample, tell.
 
-Nobody's company changes an answer: a row whose logits are no numbers ends its own request; a forward pass that raises is
-tried again by halves until the request at fault is found; draws depend on the request's seed and nothing else.
+Company changes nothing in an answer: a row whose logits are no numbers ends its own request; a forward pass that raises
+is tried again by halves until the request at fault is found; draws depend on the request's seed and nothing else.
 """
 
 from __future__ import annotations
@@ -167,7 +167,9 @@ class Engine:
         """
         request = self.prepare(id, prompt, params, priority=priority, salt=salt)
         if not produced or not all(type(index) is int and 0 <= index < params.n for index in produced):
-            raise ValueError(f"produced names the continuations {list(produced)}; name those of 0 to {params.n - 1} open")
+            raise ValueError(
+                f"produced names the continuations {list(produced)}; name those of 0 to {params.n - 1} open"
+            )
         if not any(produced.values()) and len(produced) == params.n:
             return self.enter(request, insist=True)
         if params.seed is None and not params.greedy:
@@ -176,8 +178,12 @@ class Engine:
             raise ValueError(f"a request {id!r} waits or runs already; ids must differ")
         self._requests[id] = request
         request.forked, request.told = True, bool(produced.get(0, True))
-        for index, tokens in produced.items():
-            self._resume(request, index, tuple(tokens))
+        try:
+            for index, tokens in produced.items():
+                self._resume(request, index, tuple(tokens))
+        except ValueError:
+            self.cancel(id)
+            raise
 
     def _resume(self, request: Request, index: int, tokens: tuple[int, ...]) -> None:
         check_tokens("produced", tokens, self.runner.vocab_size)
@@ -231,6 +237,7 @@ class Engine:
         for id, cached in step.cached.items():
             request = self._running[id].request
             request.cached_tokens = request.cached_tokens or min(cached, len(request.prompt))
+        decode = self._decoding(step) if self.observers else 0
         self.runner.copy(step.copies)
         failed: dict[str, str] = {}  # sequence: what went wrong
         tokens = Tokens(self)
@@ -245,7 +252,7 @@ class Engine:
             if id in running:
                 news.append(self._told(running[id], token, tokens))
         if self.observers:
-            self._report(step, began)
+            self._report(step, began, decode)
         return news
 
     def _attempt(self, chunks: Sequence[Chunk], failed: dict[str, str]) -> list[tuple[Sequence[Chunk], Outcome]]:
@@ -302,16 +309,26 @@ class Engine:
     def _forget(self, continuation: Continuation, reason: str) -> None:
         request = continuation.request
         self._running.pop(continuation.id, None)
-        self._ended.append((continuation.id, reason)) if self.observers else None
+        if self.observers:
+            self._ended.append((continuation.id, reason))
         del request.open[continuation.index]
         if not request.open:
             self._requests.pop(request.id, None)
 
-    def _report(self, step: Step, began: float) -> None:
-        decode = sum(1 for chunk in step.chunks if len(chunk.tokens) == 1 and chunk.samples and chunk.start)
+    def _decoding(self, step: Step) -> int:
+        return sum(len(chunk.tokens) == 1 and self._running[chunk.id].count > 0 for chunk in step.chunks)
+
+    def _report(self, step: Step, began: float, decode: int) -> None:
         ended, self._ended = tuple(self._ended), []
         report = StepReport(
-            step, began, self.clock() - began, decode, step.num_tokens - decode, self.runner.counts(), ended, self.load()
+            step,
+            began,
+            self.clock() - began,
+            decode,
+            step.num_tokens - decode,
+            self.runner.counts(),
+            ended,
+            self.load(),
         )
         for observer in self.observers:
             observer(report)

@@ -21,12 +21,12 @@ class Gathered:
 
     request: Request
     deltas: list[Delta] = field(default_factory=list)
-    first: float = 0.0
+    first: float | None = None
     finished: float = 0.0
 
     def add(self, delta: Delta, now: float) -> None:
         """One more."""
-        self.first = self.first or now
+        self.first = now if self.first is None else self.first
         self.finished = now
         self.deltas.append(delta)
 

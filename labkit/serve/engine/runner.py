@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from labkit.core.routing import Routing
-from labkit.nn.model import MoE, Positions, Transformer
+from labkit.nn.model import Positions, Transformer
+from labkit.nn.moe import MoE
 from labkit.nn.rope import rope_tables
 from labkit.serve.cache.paged import PagedCache
 from labkit.serve.engine.batch import Batch, Packer
@@ -100,9 +101,7 @@ class TorchRunner:
         """See `Runner`."""
         shape = self.packer.shape(chunks)
         raw = self.packer.pack(chunks, shape).to(self.model.device, non_blocking=True)
-        longest = max([len(chunk.tokens) for chunk in chunks])
-        context = max([chunk.start + len(chunk.tokens) for chunk in chunks])
-        batch = shape.batch(raw, longest, context)
+        batch = shape.batch(raw, *extent(chunks))
         hidden_TD, records = flat_pass(self.model, self.cache, batch)
         self._tally.add(records, batch)
         logits_RV = self.model.head(hidden_TD[batch.wanted_R])
@@ -113,19 +112,23 @@ class TorchRunner:
         return self._tally.read()
 
 
+def extent(chunks: Sequence[Chunk]) -> tuple[int, int, int]:
+    """The longest chunk, the longest context, and how many of the first chunks have one token."""
+    fresh = [len(chunk.tokens) for chunk in chunks]
+    decodes = next((at for at, count in enumerate(fresh) if count > 1), len(fresh))
+    return max(fresh), max([chunk.start + len(chunk.tokens) for chunk in chunks]), decodes
+
+
 def flat_pass(model: Transformer, cache: PagedCache, batch: Batch) -> tuple[Tensor, list[Routing]]:
     """All tokens of a step through all layers: what the head reads [T, D], and what the routers decided."""
     positions_1T, ids_1T = batch.layout.positions_T[None], batch.ids_T[None]
     cos, sin = rope_tables(model.config, positions_1T, model.norm.weight.dtype)
     positions = Positions(cos, sin, {False: None, True: None})
     x_1TD, records = model.embed(ids_1T), []
-    cache.layout = batch.layout
-    try:
+    with cache.using(batch.layout):
         for block in model.layers:
             x_1TD, routing = block(x_1TD, positions, cache, ids_1T)
             records += [] if routing is None else [routing]
-    finally:
-        cache.layout = None
     return model.norm(x_1TD)[0], records
 
 
@@ -152,7 +155,8 @@ class Tally:
             ids_LTK = torch.stack([record.topk_ids_TK for record in records])
             real_T = (batch.layout.rows_T < self._padding).long()
             L, T, K = ids_LTK.shape
-            self._sum_LE.scatter_add_(1, ids_LTK.view(L, T * K), real_T[:, None].expand(T, K).reshape(1, -1).expand(L, -1))
+            real_LTK = real_T[:, None].expand(T, K).reshape(1, T * K).expand(L, -1)
+            self._sum_LE.scatter_add_(1, ids_LTK.view(L, T * K), real_LTK)
 
     def passed(self) -> None:
         """One more pass was counted by a graph."""

@@ -1,7 +1,7 @@
 """The next tokens of many sequences at once, each as its own request asks.
 
 Filters mean what they mean in `nn.sampling`, which is transformers' `generate`; here every row has its own. Drawing is
-taking the largest of logits plus noise (`engine.noise`), so a draw depends on its row's logits and key and nothing else.
+taking the largest of logits plus noise (`engine.noise`), so a draw depends on its row's logits and key alone.
 
 Shape suffixes: R rows, V vocabulary.
 """

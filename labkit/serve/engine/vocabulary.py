@@ -1,6 +1,6 @@
 """Tokens to bytes and back: what an engine wants of a tokenizer.
 
-A byte-level vocabulary (GPT-2's, and most since) says which bytes each token stands for; then text is made of bytes, one
+A byte-level vocabulary (GPT-2's, and most since) says which bytes each token stands for; then text is made of bytes, a
 token at a time, without ever decoding twice. Any other tokenizer is asked to decode a few tokens again and again.
 """
 
