@@ -61,8 +61,8 @@ def die_with(parent: int) -> None:
         import ctypes
 
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
+        if os.getppid() != parent:
+            os._exit(1)
 
 
 def listen(commands: Connection, inbox: SimpleQueue[Message]) -> None:

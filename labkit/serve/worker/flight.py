@@ -1,8 +1,9 @@
 """The requests that are under way, and which of them the child may have now. Pure: no process, no clock.
 
-How a request that kills is found: all that were in the child when it died may have been it. Those that have seen two
-deaths are suspects. They run alone, one after the other, before anybody else; the one that sees the child die once more
-is the one. The others were bystanders and go on.
+How a request that kills is found: all that were in the child when it died may have been it. Those that were in two
+deaths are suspects. They run alone, one after the other, before anybody else; if the child dies once more, that one is
+guilty. One that gets well beyond the place where it fell is pardoned, once, and runs with the others again, so that
+long answers of bystanders hold up nobody for long.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from labkit.serve.engine.backend import Stream
 from labkit.serve.engine.delta import Delta
 from labkit.serve.engine.params import SamplingParams
 from labkit.serve.worker.messages import Message
-from labkit.serve.worker.policy import SUSPECT
+from labkit.serve.worker.policy import PARDON, SUSPECT
 
 
 @dataclass(eq=False)
 class Request:
     """What is known here of one request.
 
-    `produced` are the tokens that were delivered of each continuation that has not ended; `deaths` are those of
-    children it was in.
+    `produced` are the tokens that were delivered of each continuation that has not ended, `told` how many there were
+    in all, and `fell` how many at the last death; `deaths` are those of children it was in.
     """
 
     number: int
@@ -32,6 +33,9 @@ class Request:
     priority: int = 0
     salt: str = ""
     deaths: int = 0
+    told: int = 0
+    fell: int = 0
+    pardoned: bool = False
     produced: dict[int, list[int]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -54,11 +58,20 @@ class Request:
 
     def take(self, delta: Delta) -> None:
         """News for whoever waits; those of continuations that have ended are left out."""
-        if delta.index in self.produced:
-            self.produced[delta.index].extend(delta.token_ids)
-            if delta.finish_reason is not None:
-                del self.produced[delta.index]
-            self.stream.feed(delta)
+        if delta.index not in self.produced:
+            return
+        self.produced[delta.index].extend(delta.token_ids)
+        self.told += len(delta.token_ids)
+        if delta.finish_reason is not None:
+            del self.produced[delta.index]
+        if self.suspect and not self.pardoned and self.told >= self.fell + PARDON * self.params.n:
+            self.pardoned, self.deaths = True, SUSPECT - 1
+        self.stream.feed(delta)
+
+    def fall(self) -> None:
+        """The child died with it."""
+        self.deaths += 1
+        self.fell = self.told
 
     def command(self) -> Message:
         """For the child: begin, or go on where the last one died."""
@@ -123,7 +136,7 @@ class Flight:
         """The child is dead: hold what it had, and return those that are now known to have killed it."""
         killers = [request for request in self.sent.values() if request.suspect and not request.stream.ended]
         for request in self.sent.values():
-            request.deaths += 1
+            request.fall()
         self.held = {request.id: request for request in self.open if request not in killers}
         self.sent = {}
         self._unread.clear()

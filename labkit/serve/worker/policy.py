@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from labkit.core.whole import need_whole
 
-SUSPECT = 2  # deaths that a request has seen in flight before it is run alone
+SUSPECT = 2  # deaths that a request has been in before it is run alone
+PARDON = 16  # tokens of each continuation that it then produces beyond where it fell, and it may join the others
 
 
 @dataclass(frozen=True)
@@ -18,8 +19,8 @@ class Policy:
         patience: without a sign of life, or without a step while there is work, until a child counts as hung.
         loading_patience: the same while it loads.
         first_delay, longest_delay: before a failed child is replaced; doubled at every failure in a row.
-        max_failures: in a row that are survived. A child that ends a request well, or is ready for `calm`
-            seconds, breaks the row.
+        max_failures: in a row that are survived. A child that ends a request well, or is ready for `calm` seconds,
+            breaks the row; so does a death whose cause was found.
         calm: see there.
         grace: for a child that was asked to end, before it is killed.
 
@@ -29,7 +30,7 @@ class Policy:
     [0.5, 1.0, 2.0, 3]
     """
 
-    patience: float = 30.0
+    patience: float = 60.0
     loading_patience: float = 600.0
     first_delay: float = 0.1
     longest_delay: float = 10.0
@@ -51,4 +52,4 @@ class Policy:
 
     def delay(self, failures: int) -> float:
         """Before the next child, after so many failures in a row."""
-        return min(self.longest_delay, self.first_delay * 2 ** min(failures - 1, 30))
+        return min(self.longest_delay, self.first_delay * 2 ** min(max(failures - 1, 0), 30))

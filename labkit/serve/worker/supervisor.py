@@ -41,8 +41,11 @@ class Owner(Protocol):
     def on_news(self, message: Message) -> None:
         """A child says something that is not about itself."""
 
-    def on_death(self, reason: str, final: bool) -> None:
-        """A child has ended, and everything that it said has been told; `final`: no other one comes."""
+    def on_death(self, reason: str) -> bool:
+        """A child has ended, and everything that it said has been told; whether what killed it is known and gone."""
+
+    def on_given_up(self, reason: str) -> None:
+        """No other one comes."""
 
 
 class Supervisor:
@@ -193,16 +196,16 @@ class Supervisor:
             self._gone.set()
             return
         logging.getLogger(__name__).warning("%s", reason)
-        self._failures += 1
-        first = not self._started.done()
-        final = first or self._failures > self.policy.max_failures
-        self.phase, self.reason = Phase.FAILED if final else Phase.PAUSED, reason
-        self.owner.on_death(reason, final)
-        if first:
+        self.phase, self.reason = Phase.PAUSED, reason
+        self._failures = 0 if self.owner.on_death(reason) else self._failures + 1
+        if not self._started.done():
+            self.phase = Phase.FAILED
             self._started.set_exception(self._error or RuntimeError(f"{reason} while it loaded"))
-        elif not final:
-            delay = self.policy.delay(self._failures)
-            self._timers["respawn"] = self._loop.call_later(delay, self._respawn)
+        elif self._failures > self.policy.max_failures:
+            self.phase = Phase.FAILED
+            self.owner.on_given_up(reason)
+        else:
+            self._timers["respawn"] = self._loop.call_later(self.policy.delay(self._failures), self._respawn)
 
 
 def raised(name: str, text: str) -> Exception:

@@ -197,16 +197,19 @@ class Worker:
                     self._flight.remove(id)
         self._settle()
 
-    def on_death(self, reason: str, final: bool) -> None:
-        """A child has ended; what it had is given to the next one, but not what killed it."""
-        for request in self._flight.died():
-            request.stream.end(
-                "error", f"{reason}; it has been so every time this request was in it, the last time alone"
-            )
-        if final:
-            for request in self._flight.open:
-                request.stream.end("error", f"given up: {reason}")
-                self._flight.remove(request.id)
+    def on_death(self, reason: str) -> bool:
+        """A child has ended; what it had is given to the next one, but not what killed it. Whether that was found."""
+        killers = self._flight.died()
+        for request in killers:
+            request.stream.end("error", f"{reason}, for the third time with this request in it, now alone")
+        self._settle()
+        return bool(killers)
+
+    def on_given_up(self, reason: str) -> None:
+        """No other child comes."""
+        for request in self._flight.open:
+            request.stream.end("error", f"given up: {reason}")
+            self._flight.remove(request.id)
         self._settle()
 
     def _guarded(self, call: Callable[..., None], *args: Any) -> None:
