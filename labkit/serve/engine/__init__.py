@@ -12,6 +12,7 @@ _HOMES = {
     "Backend": "backend",
     "Completion": "delta",
     "Delta": "delta",
+    "Engine": "engine",
     "Health": "backend",
     "Info": "backend",
     "Result": "delta",
