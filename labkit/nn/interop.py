@@ -103,6 +103,18 @@ def to_hf(model: Transformer) -> dict[str, Tensor]:
     return {entry.name: entry.make() for entry in _entries(model, family_of(model.config))}
 
 
+def layout(config: ModelConfig, family: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a folder of such a model holds, and its shape there; `family` is a key of `WORDS`."""
+    with torch.device("meta"):
+        wanted, model = {}, Transformer(config)
+        state = model.state_dict()
+        for name, found in _wanted(model, family).items():
+            for piece in found:
+                part = state[name][piece.where] if piece.where else state[name]
+                wanted[piece.name] = tuple(piece.theirs(part).shape)
+    return wanted
+
+
 def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
     """The configuration of a folder and its family. Raises ValueError where there is none that we can express."""
     path = Path(folder) / "config.json"

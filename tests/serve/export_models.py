@@ -12,7 +12,8 @@ MOE = MoEConfig(d_model=16, d_expert=6, num_experts=E, top_k=K)
 PLAIN = ModelConfig("plain", V, 2, 16, num_heads=4, num_kv_heads=2, head_dim=4, moe=MOE, rope_theta=1e4, max_context=96)
 LATENT = PLAIN.replace(
     num_kv_heads=4, head_dim=8, attention="mla", mla_kv_rank=6, mla_nope_dim=4, mla_rope_dim=4, mla_v_dim=3,
-    num_dense_layers=1, d_dense=20, rope_interleaved=True, yarn=YarnConfig(4.0, 16, mscale=1.0, mscale_all_dim=0.5),
+    num_dense_layers=1, d_dense=20, rope_interleaved=True, max_context=64,
+    yarn=YarnConfig(4.0, 16, mscale=1.0, mscale_all_dim=0.5),
     moe=MOE.replace(num_shared_experts=2, norm_topk=False, route_scale=1.5, num_groups=3, top_groups=2),
 )  # fmt: skip
 FAMILIES = {
@@ -26,7 +27,7 @@ FAMILIES = {
     ),
     "gpt_oss": PLAIN.replace(
         attention_bias=True, attention_sinks=True, sliding_window=3, full_attention_every=2,
-        yarn=YarnConfig(8.0, 16, truncate=False),
+        yarn=YarnConfig(8.0, 16, truncate=False), max_context=128,
         moe=MOE.replace(score_fn="topk_softmax", router_bias=True, expert_bias=True, activation="clamped_swiglu",
                         swiglu_limit=0.7),
     ),

@@ -9,6 +9,14 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "to_hf": "labkit.serve.export.hf",
+    "HfReport": "labkit.serve.export.hf",
+    "check_folder": "labkit.serve.export.folder",
+    "end_of_answers": "labkit.serve.export.folder",
+    "Finding": "labkit.serve.export.folder",
+    "FolderReport": "labkit.serve.export.folder",
+    "served_by": "labkit.serve.export.known",
+    "Served": "labkit.serve.export.known",
     "to_onnx": "labkit.serve.export.onnx_file",
     "OnnxReport": "labkit.serve.export.onnx_file",
     "OnnxModel": "labkit.serve.export.onnx_run",
