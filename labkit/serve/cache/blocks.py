@@ -81,6 +81,11 @@ class BlockPool:
         return len(self._kept)
 
     @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        """Those blocks, the one that is given away first in front."""
+        return tuple(self._kept)
+
+    @property
     def held(self) -> int:
         """Blocks that at least one sequence holds."""
         return self.num_blocks - self.free
