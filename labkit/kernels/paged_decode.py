@@ -51,24 +51,24 @@ def shares(programs: int, longest_context: int, keys: int, device_index: int = 0
 
 
 @triton.jit
-def _share(length, window, split, least, SLIDES: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr):
+def _share(length, window, split, splits, least, SLIDES: tl.constexpr, KEYS: tl.constexpr):
     """First and last + 1 position of a share, and how many shares there are."""
     begin = 0
     if SLIDES:
         begin = tl.maximum(length - window, 0)
     tiles = tl.cdiv(length - begin, KEYS)
-    each = tl.maximum(tl.cdiv(tiles, SPLITS), least)
+    each = tl.maximum(tl.cdiv(tiles, splits), least)
     first = begin + split * each * KEYS
     return first, tl.minimum(first + each * KEYS, length), tl.cdiv(tiles, each)
 
 
-@triton.jit(do_not_specialize=["table_ptr", "length_ptr", "M", "window", "least"])
+@triton.jit(do_not_specialize=["table_ptr", "length_ptr", "M", "window", "splits", "least"])
 def _decode(
     q_ptr, k_ptr, v_ptr, table_ptr, length_ptr, sinks_ptr, out_ptr, part_ptr, sum_ptr,
-    q_token, q_head, M, window, least, scale,
+    q_token, q_head, M, window, splits, least, scale,
     G: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, ROPE: tl.constexpr, B: tl.constexpr,
-    WIDTH: tl.constexpr, TURNED: tl.constexpr, SLIDES: tl.constexpr, SPLITS: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
+    WIDTH: tl.constexpr, TURNED: tl.constexpr, SLIDES: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, KEYS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Up to ROWS heads of one sequence over one share of its entries."""
     H: tl.constexpr = G * SHARED
@@ -76,7 +76,7 @@ def _decode(
     split, n = tl.program_id(1), tl.program_id(2)
     group = tl.program_id(0) // TILES
     length = tl.load(length_ptr + n)
-    first, last, used = _share(length, window, split, least, SLIDES, SPLITS, KEYS)
+    first, last, used = _share(length, window, split, splits, least, SLIDES, KEYS)
     if split > 0 and first >= length:
         return
     place = tl.program_id(0) % TILES * ROWS + tl.arange(0, ROWS)
@@ -96,27 +96,27 @@ def _decode(
     )  # fmt: skip
     total = tl.where(total > 0, total, 1.0)  # an empty place gives zeros
     out = out / total[:, None]
-    if SPLITS == 1 or used <= 1:
+    if used <= 1:
         store_rows(out_ptr, token, head, valid, out, H, D, WIDTH)
     else:
-        store_rows(part_ptr, token * SPLITS + split, head, valid, out, H, D, WIDTH)
-        at = (token.to(tl.int64) * SPLITS + split) * H + head
+        store_rows(part_ptr, token * splits + split, head, valid, out, H, D, WIDTH)
+        at = (token.to(tl.int64) * splits + split) * H + head
         tl.store(sum_ptr + at, top + tl.log2(total), mask=valid)
 
 
-@triton.jit(do_not_specialize=["length_ptr", "window", "least"])
+@triton.jit(do_not_specialize=["length_ptr", "window", "splits", "least"])
 def _combine(
-    part_ptr, sum_ptr, length_ptr, out_ptr, window, least,
-    H: tl.constexpr, D: tl.constexpr, SLIDES: tl.constexpr, SPLITS: tl.constexpr, KEYS: tl.constexpr,
-    PADDED: tl.constexpr, COLUMNS: tl.constexpr,
+    part_ptr, sum_ptr, length_ptr, out_ptr, window, splits, least,
+    H: tl.constexpr, D: tl.constexpr, SLIDES: tl.constexpr, KEYS: tl.constexpr, PADDED: tl.constexpr,
+    COLUMNS: tl.constexpr,
 ):  # fmt: skip
     """COLUMNS numbers of one head of one sequence, from all its shares; nothing to do where there is one."""
     head, n = tl.program_id(0), tl.program_id(2)
-    _, _, used = _share(tl.load(length_ptr + n), window, 0, least, SLIDES, SPLITS, KEYS)
+    _, _, used = _share(tl.load(length_ptr + n), window, 0, splits, least, SLIDES, KEYS)
     if used <= 1:
         return
     split = tl.arange(0, PADDED)
-    at = (n.to(tl.int64) * SPLITS + split) * H + head
+    at = (n.to(tl.int64) * splits + split) * H + head
     sums = tl.load(sum_ptr + at, mask=split < used, other=float("-inf"))
     weight = tl.exp2(sums - tl.max(sums, 0))
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
@@ -146,11 +146,10 @@ def decode(
     if splits > 1:
         part = out_THv.new_empty((N, splits, H, heads.width), dtype=torch.float32)
         sums = out_THv.new_empty((N, splits, H), dtype=torch.float32)
-    slides = 0 < window < layout.longest_context
-    common = {"SLIDES": slides, "SPLITS": splits, "KEYS": tile.keys}
+    common = {"SLIDES": window > 0, "KEYS": tile.keys}
     _decode[(across, splits, N)](
         query_THd, key_AbGd, value_AbGv, layout.tables_NM, layout.lengths_N, sinks, out_THv, part, sums,
-        query_THd.stride(0), query_THd.stride(1), layout.tables_NM.stride(0), window, least, scale * LOG2E,
+        query_THd.stride(0), query_THd.stride(1), layout.tables_NM.stride(0), window, splits, least, scale * LOG2E,
         **heads.constants, **common, PRECISION=precision(query_THd), ROWS=tile.queries, STAGES=tile.stages,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -158,6 +157,6 @@ def decode(
         many = triton.next_power_of_2(splits)
         columns = min(heads.constants["WIDTH"], max(16, 4096 // many))
         _combine[(H, triton.cdiv(heads.width, columns), N)](
-            part, sums, layout.lengths_N, out_THv, window, least, H=H, D=heads.width, **common, PADDED=many,
+            part, sums, layout.lengths_N, out_THv, window, splits, least, H=H, D=heads.width, **common, PADDED=many,
             COLUMNS=columns, num_warps=4,
         )  # fmt: skip

@@ -102,7 +102,7 @@ def prefill(
     _prefill[(across, programs)](
         query_THd, key_AbGd, value_AbGv, layout.tables_NM, layout.starts_N, layout.lengths_N, sinks, out_THv,
         query_THd.stride(0), query_THd.stride(1), layout.tables_NM.stride(0), N, skip, window, scale * LOG2E,
-        **heads.constants, SLIDES=0 < window < layout.longest_context, HEADS=together, QUERIES=queries,
+        **heads.constants, SLIDES=window > 0, HEADS=together, QUERIES=queries,
         PRECISION=precision(query_THd), ROWS=tile.queries, KEYS=tile.keys, STAGES=tile.stages,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Paged attention on a GPU, in the shapes of real models: close to float64, the same bits twice, in a graph, no waiting."""
+"""Paged attention on a GPU, in the shapes of real models: close to float64, the same bits twice, in a graph."""
 
 import pytest
 import torch
