@@ -174,7 +174,7 @@ def test_over_a_transformer_every_answer_is_the_one_alone(family):
 
 def test_ten_thousand_requests_leave_no_block_behind():
     limits = Limits(
-        num_blocks=64, block_size=2, max_context=24, max_tokens_per_step=64, max_sequences=32, max_waiting=60
+        num_blocks=64, block_size=2, max_context=24, max_tokens_per_step=64, max_sequences=32, max_waiting=60, reserve=0
     )
     engine, wanted = Engine(None, limits=limits, runner=Forgetful()), 10_000
     draw = torch.Generator().manual_seed(1)
