@@ -97,16 +97,22 @@ class StandIn:
 
     Args:
         pace: seconds that a step takes.
-        limits: how many run, and wait.
+        limits: how many run, and wait; told: whether the parent may know.
         faults, folder: see `Fault`.
     """
 
     def __init__(
-        self, pace: float = 0.0, limits: Limits | None = None, faults: Sequence[Fault] = (), folder: str = ""
+        self,
+        pace: float = 0.0,
+        limits: Limits | None = None,
+        faults: Sequence[Fault] = (),
+        folder: str = "",
+        told: bool = True,
     ) -> None:
         self.pace, self.faults, self.folder = pace, faults, folder
-        self.limits = limits or Limits(num_blocks=4096, block_size=16, max_context=4096, max_sequences=64)
-        self.info = Info("stand-in", 1 << 16, self.limits.max_context, 1, 4, (0,), (0,), 4096, 16, 64)
+        self._limits = limits or Limits(num_blocks=4096, block_size=16, max_context=4096, max_sequences=64)
+        self.limits = self._limits if told else None
+        self.info = Info("stand-in", 1 << 16, self._limits.max_context, 1, 4, (0,), (0,), 4096, 16, 64)
         self.waiting: list[Running] = []
         self.running: list[Running] = []
         self.observers: list[Callable[[StepReport], None]] = []
@@ -117,7 +123,7 @@ class StandIn:
         return bool(self.waiting or self.running)
 
     def add(self, id, prompt, params, *, priority=0, salt="") -> None:
-        if len(self.waiting) >= self.limits.max_waiting:
+        if len(self.waiting) >= self._limits.max_waiting:
             raise Full("the stand-in is full")
         self.resume(id, prompt, params, dict.fromkeys(range(params.n), ()), priority=priority, salt=salt)
 
@@ -141,7 +147,7 @@ class StandIn:
         return bool(gone)
 
     def step(self) -> list[Delta]:
-        while self.waiting and len(self.running) < self.limits.max_sequences:
+        while self.waiting and len(self.running) < self._limits.max_sequences:
             self.running.append(self.waiting.pop(0))
         time.sleep(self.pace)
         deltas = []

@@ -12,6 +12,7 @@ from worker_help import QUICK, all_right, ask, read, requests, right, working
 from labkit.serve.engine import SamplingParams, Unavailable
 from labkit.serve.scheduler import Full, Limits
 from labkit.serve.worker import Policy, Spec, Worker
+from labkit.serve.worker.child import Mail
 
 LONG = SamplingParams(2_000)
 
@@ -104,6 +105,33 @@ def test_full_is_full_and_what_was_accepted_is_answered():
             await all_right(worker, requests(20, longest=20))
 
     asyncio.run(run())
+
+
+def test_an_engine_that_is_full_keeps_nobody_out_who_was_accepted():
+    async def run():
+        limits = Limits(num_blocks=64, max_sequences=2, max_waiting=2)
+        async with working(limits=limits, told=False, pace=0.001) as worker:
+            streams = [worker.submit((at,), SamplingParams(10)) for at in range(1, 13)]
+            streams[7].cancel()
+            answers = [(await read(stream))[0].finish for stream in streams]
+            assert answers == ["length"] * 7 + ["cancelled"] + ["length"] * 4
+
+    asyncio.run(run())
+
+
+def test_a_pipe_that_nobody_reads_holds_up_nobody_and_loses_nothing():
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    mail, sent = Mail(writer), [("step", "x" * 10_000, number) for number in range(200)]
+    for message in sent:
+        mail.put(message)
+    heard = []
+    while len(heard) < len(sent):
+        heard += reader.recv()
+    assert heard == sent
+    mail.close()
+    writer.close()
+    with pytest.raises(EOFError):
+        reader.recv()
 
 
 def test_cancel_is_immediate_and_takes_effect_at_the_next_step():

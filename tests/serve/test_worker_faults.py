@@ -107,6 +107,86 @@ def test_two_that_kill_are_both_found(tmp_path):
     asyncio.run(run())
 
 
+def test_many_that_kill_do_not_bring_the_worker_to_give_up(tmp_path):
+    policy = Policy(first_delay=0.01, longest_delay=0.01, max_failures=3)
+    faults = [Fault("die", MARK, at=2)]
+
+    async def run():
+        async with working(policy, faults=faults, folder=str(tmp_path)) as worker:
+            long = [((1, at), SamplingParams(40)) for at in range(1, 5)]
+            neighbours = asyncio.create_task(all_right(worker, long))
+            asked = [ask(worker, (MARK, at), SamplingParams(20)) for at in range(6)]
+            assert [answers[0].finish for answers in await asyncio.gather(*asked)] == ["error"] * 6
+            await neighbours
+            assert worker.health().restarts == 2 + 6
+            assert worker.health().ready
+
+    asyncio.run(run())
+
+
+def test_a_long_bystander_holds_up_nobody(tmp_path):
+    faults = [Fault("die", MARK, at=4, times=2)]
+
+    async def run():
+        async with working(faults=faults, folder=str(tmp_path), pace=0.001) as worker:
+            long = (1, 2), SamplingParams(1_500)
+            bystander = asyncio.create_task(ask(worker, *long))
+            assert await ask(worker, *GUILTY) == right(*GUILTY)
+            await all_right(worker, requests(4))
+            assert not bystander.done()
+            assert await bystander == right(*long)
+            assert worker.health().restarts == 2
+
+    asyncio.run(run())
+
+
+def test_draining_goes_on_across_a_death():
+    async def run():
+        async with working(pace=0.002) as worker:
+            answers = asyncio.create_task(all_right(worker, requests(6)))
+            await asyncio.sleep(0.03)
+            draining = asyncio.create_task(worker.drain(60))
+            os.kill(worker.pid, signal.SIGKILL)
+            assert await draining == 0
+            await answers
+
+    asyncio.run(run())
+
+
+def test_what_is_cancelled_while_nobody_runs_is_not_given_to_the_next():
+    async def run():
+        async with working(Policy(first_delay=0.2), pace=0.001) as worker:
+            stream = worker.submit((1,), SamplingParams(3_000))
+            answers = asyncio.create_task(all_right(worker, requests(4)))
+            await asyncio.sleep(0.02)
+            os.kill(worker.pid, signal.SIGKILL)
+            while worker.health().ready:
+                await asyncio.sleep(0.005)
+            stream.cancel()
+            await answers
+            load = worker.load()
+            assert (load.running, load.waiting, load.cancelled) == (0, 0, 0)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("moment", ["paused", "loading"])
+def test_it_can_be_closed_at_any_moment(moment, tmp_path):
+    async def run():
+        async with working(Policy(first_delay=5 if moment == "paused" else 0.001), pace=0.01) as worker:
+            task = asyncio.create_task(ask(worker, (1,), SamplingParams(1_000)))
+            await asyncio.sleep(0.05)
+            os.kill(worker.pid, signal.SIGKILL)
+            while worker.health().ready or (moment == "loading" and worker.pid is None):
+                await asyncio.sleep(0.002)
+            pid = worker.pid
+            await worker.close()
+            assert (await task)[0].finish == "cancelled"
+            assert pid is None or not lives(pid)
+
+    asyncio.run(run())
+
+
 def test_a_hang_whose_client_has_left_is_blamed_on_nobody(tmp_path):
     faults = [Fault("hang", MARK, at=3)]
 

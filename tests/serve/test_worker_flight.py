@@ -8,7 +8,7 @@ import pytest
 
 from labkit.serve.engine import Delta, SamplingParams, Stream
 from labkit.serve.worker.flight import Flight, Request
-from labkit.serve.worker.policy import Policy
+from labkit.serve.worker.policy import PARDON, Policy
 from labkit.serve.worker.watch import Watch
 
 
@@ -60,6 +60,25 @@ def test_who_kills_alone_is_the_one():
     assert numbers(books.died()) == [0]
     assert numbers(books.due()) == [1]
     assert books.sent["1"].deaths == 2
+
+
+def test_one_that_gets_well_beyond_where_it_fell_is_pardoned_once():
+    books = flight(2)
+    request = books.held["0"]
+    for again in (False, True):
+        while not request.suspect:
+            books.due()
+            request.take(Delta("0", 0, (5, 5)))
+            books.died()
+        assert numbers(books.due()) == [0]
+        for _ in range(PARDON - 1):
+            request.take(Delta("0", 0, (5,)))
+        assert request.suspect
+        assert books.due() == []
+        request.take(Delta("0", 0, (5,)))
+        assert request.suspect is again
+    end(books, "0")
+    assert numbers(books.due()) == [1]
 
 
 def test_one_that_was_held_back_is_no_suspect():

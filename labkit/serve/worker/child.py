@@ -21,6 +21,7 @@ from typing import Any
 from labkit.serve.engine.delta import StepReport
 from labkit.serve.scheduler.limits import Full
 from labkit.serve.worker.messages import Message, pack_delta, pack_load
+from labkit.serve.worker.reports import Reports
 from labkit.serve.worker.spec import Spec
 
 PR_SET_PDEATHSIG = 1
@@ -120,7 +121,8 @@ class Loop:
     def __init__(self, inbox: SimpleQueue[Message], mail: Mail) -> None:
         self._inbox, self._mail = inbox, mail
         self._later: deque[Message] = deque()
-        self._reports: list[StepReport] = []
+        self._packer = Reports()
+        self._reports: list[tuple[Any, ...]] = []
         self._taken = 0
         self.turns = 0
 
@@ -163,7 +165,7 @@ class Loop:
             self._engine.observers.append(self._report)
 
     def _report(self, report: StepReport) -> None:
-        self._reports.append(report)
+        self._reports.append(self._packer.pack(report))
 
     def _run(self, message: Message) -> bool:
         """Give a request to the engine; False while the engine is full. Whatever it finds wrong ends this one alone."""

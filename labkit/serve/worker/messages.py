@@ -4,7 +4,8 @@ To the child: ("run", id, prompt, params, priority, salt, produced or None), ("c
 From the child: ("progress", share, what), ("ready", info, limits or None), ("beat", turns),
 ("step", requests taken, load, deltas, reports), ("gone", id) of one cancelled, ("refused", id, why),
 ("failed", type, message, where).
-Several travel together, as a list. Deltas and loads go as bare tuples: a third of the bytes, and of the time.
+Several travel together, as a list. Deltas and loads go as bare tuples: a third of the bytes, and of the time; reports
+as `Reports` packs them.
 """
 
 from __future__ import annotations

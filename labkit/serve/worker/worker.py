@@ -22,6 +22,7 @@ from labkit.serve.worker.admission import admit, need_room
 from labkit.serve.worker.flight import Flight, Request
 from labkit.serve.worker.messages import Message, unpack_delta, unpack_load
 from labkit.serve.worker.policy import Policy
+from labkit.serve.worker.reports import Reports
 from labkit.serve.worker.spec import Progress, Spec
 from labkit.serve.worker.supervisor import Phase, Supervisor
 
@@ -44,6 +45,7 @@ class Worker:
         self._info: Info | None = None
         self._limits: Limits | None = None
         self._load = IDLE
+        self._reports = Reports()
         self._listeners: list[Callable[[StepReport], None]] = []
         self._draining = False
         self._idle = asyncio.Event()
@@ -174,6 +176,7 @@ class Worker:
             limits,
             replace(IDLE, blocks=info.num_blocks, free_blocks=info.num_blocks),
         )
+        self._reports = Reports()
         if self._listeners:
             self._supervisor.send(("report",))
         self._settle()
@@ -186,7 +189,7 @@ class Worker:
                 self._flight.read(taken)
                 for packed in deltas:
                     self._take(unpack_delta(packed))
-                for report in reports:
+                for report in map(self._reports.unpack, reports):
                     for listener in self._listeners:
                         self._guarded(listener, report)
             case ("gone", id):
