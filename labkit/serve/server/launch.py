@@ -78,7 +78,7 @@ async def serve(
     app = create_app(backend, tokenizer, settings)
     config = uvicorn.Config(
         app, http=connections(settings.header_seconds), ws="none", lifespan="on", log_config=None, access_log=False,
-        server_header=False, timeout_graceful_shutdown=LEAVE_SECONDS, timeout_keep_alive=30,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=LEAVE_SECONDS, timeout_keep_alive=30,
     )  # fmt: skip
     server = Server(config)
     ending = Ending(backend, server, drain_seconds)
