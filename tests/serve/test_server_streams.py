@@ -49,7 +49,9 @@ def test_every_event_is_one_line_of_data_and_the_last_is_done():
         assert (done, rest) == ("data: [DONE]", "")
         assert all(event.startswith("data: {") and "\n" not in event for event in events)
         text = "".join(json.loads(event[6:])["choices"][0]["text"] for event in events)
-        assert text == "a\nb" + expected("a\nb", SamplingParams(temperature=1.0, seed=1, max_tokens=20, ignore_eos=True))
+        assert text == "a\nb" + expected(
+            "a\nb", SamplingParams(temperature=1.0, seed=1, max_tokens=20, ignore_eos=True)
+        )
 
 
 @pytest.mark.parametrize("path", [TEXTS, CHAT])
