@@ -8,14 +8,14 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
 
-from scripted_backend import TEXT, Scripted
-
-from labkit.serve.server.launch import listen, serve
-from labkit.serve.server.settings import Settings
-
 
 async def main(pause: float, load_seconds: float, drain_seconds: float) -> None:
     """Serve until a signal."""
+    from scripted_backend import TEXT, Scripted
+
+    from labkit.serve.server.launch import listen, serve
+    from labkit.serve.server.settings import Settings
+
     opened = listen("127.0.0.1", 0)
     print(opened.getsockname()[1], flush=True)
     backend = Scripted(pause=pause, load_seconds=load_seconds)
