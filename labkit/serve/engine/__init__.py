@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AsyncEngine": "async_engine",
     "Backend": "backend",
     "Completion": "delta",
     "Delta": "delta",
+    "Engine": "engine",
     "Health": "backend",
     "Info": "backend",
     "Result": "delta",

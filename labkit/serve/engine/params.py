@@ -51,7 +51,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
-    json_schema: dict[str, Any] | bool | None = None
+    json_schema: dict[str, Any] | None = None
     json_object: bool = False
 
     def __post_init__(self) -> None:
@@ -74,7 +74,7 @@ class SamplingParams:
         for name in ("ignore_eos", "json_object"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; give True or False")
-        if self.json_schema is not None and not isinstance(self.json_schema, dict | bool):
+        if self.json_schema is not None and not isinstance(self.json_schema, dict):
             raise ValueError(f"json_schema is a {type(self.json_schema).__name__}; give a JSON schema as a dict")
         if self.json_schema is not None and self.json_object:
             raise ValueError("json_schema and json_object are both given; give the one or the other")
