@@ -10,7 +10,7 @@ import asyncio
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from labkit.serve.server.text import Text
 
 FOLDER = Path(__file__).parents[2] / "data" / "checkpoints" / "four-domains"
 TEXT = Text.from_folder(FOLDER)
-WORDS = TEXT.encode([" a b c d e the of in and to is x y z = ( ) 1 2 3 é , .\n"], special=False)[0]
+WORDS = TEXT.encode([" a b c d e the of in and to is x y z = ( ) 1 2 3 , .\n"], special=False)[0]
 JSON = TEXT.encode(['{"answer": 42}'], special=False)[0]
 POISON = TEXT.encode([" poison"], special=False)[0][-1]
 END = 0
@@ -47,25 +47,26 @@ def told(id: int, at: int, top: int) -> TokenLogprob:
     return TokenLogprob(id, TEXT.token_text(id), logprob(id, at), alternatives)
 
 
-def pieces(prompt: Sequence[int], params: SamplingParams, index: int) -> list[tuple[int, str, str | None]]:
+def pieces(prompt: Sequence[int], params: SamplingParams, index: int) -> Iterator[tuple[int, str, str | None]]:
     """Tokens, new texts and finish of one continuation, step by step."""
-    made: list[int] = []
-    shown, out = "", []
+    known, tail, shown = "", [], 0
     hold = max((len(stop) for stop in params.stop), default=1) - 1
     for at in range(params.max_tokens):
         id = token(prompt, params, index, at)
         ended = (id == END and not params.ignore_eos) or id in params.stop_token_ids
-        made.append(id)
-        text = TEXT.decode(made[:-1] if ended else made)
+        tail = tail if ended else [*tail, id]
+        text = TEXT.decode(tail)
+        if "�" not in text:
+            known, tail = known + text, []
+        text = known + TEXT.decode(tail)
         cuts = [found for stop in params.stop if (found := text.find(stop)) >= 0]
         finish = "stop" if ended or cuts else "length" if at + 1 == params.max_tokens else None
-        text = text[: min(cuts)] if cuts else text.rstrip("�") if finish is None else text
+        text = text[: min(cuts)] if cuts else known if finish is None else text
         ready = text if finish else text[: len(text) - hold]
-        out.append((id, ready[len(shown) :] if len(ready) > len(shown) else "", finish))
-        shown = max(shown, ready, key=len)
+        yield id, ready[shown:], finish
+        shown = max(shown, len(ready))
         if finish:
-            break
-    return out
+            return
 
 
 def expected(prompt: str | Sequence[int], params: SamplingParams, index: int = 0) -> str:
@@ -158,8 +159,8 @@ class Scripted:
 
     async def _run(self, held: Held) -> None:
         stream, prompt, params = held.stream, held.prompt, held.params
-        scripts = [pieces(prompt, params, index) for index in range(params.n)]
-        for at in range(max(map(len, scripts))):
+        scripts = {index: pieces(prompt, params, index) for index in range(params.n)}
+        for at in itertools.count():
             await asyncio.sleep(self.pause)
             if self.replacing is not None:
                 await self.replacing.wait()
@@ -168,12 +169,16 @@ class Scripted:
                 stream.end("error", "the logits were not finite")
                 return
             self._report(held, at)
-            last = at + 1 == max(map(len, scripts))
-            if last:
+            news = [self._delta(held, index, at, *next(script)) for index, script in scripts.items()]
+            for delta in news:
+                if delta.finish_reason:
+                    del scripts[delta.index]
+            if not scripts:
                 self._end(held)
-            for index, script in enumerate(scripts):
-                if at < len(script):
-                    stream.feed(self._delta(held, index, at, *script[at]))
+            for delta in news:
+                stream.feed(delta)
+            if not scripts:
+                return
 
     def _delta(self, held: Held, index: int, at: int, id: int, text: str, finish: str | None) -> Delta:
         params, prompt = held.params, held.prompt

@@ -91,7 +91,7 @@ class Answer:
                 for number, delta in news:
                     pieces[number].append(self._piece(number, delta))
         finally:
-            self.run.close()
+            self.run.cancel()
         choices = [self.shape.whole(each) for each in pieces]
         return {**self._head(self.shape.whole_object), "choices": choices, "usage": self.tally.usage()}
 

@@ -64,15 +64,9 @@ class Run:
         return pieces
 
     def cancel(self) -> None:
-        """Nobody wants the answers any more: the backend frees what they hold at once."""
+        """End what still runs, as when nobody wants it any more: the backend frees what it holds at once."""
         for stream in self.streams:
             stream.cancel()
-
-    def close(self) -> None:
-        """Cancel what still runs, and read no further."""
-        self.cancel()
-        for task in self._tasks:
-            task.cancel()
 
 
 def submit(

@@ -146,4 +146,4 @@ class Service:
         events = answer.events(
             bool(options and options.include_usage), bool(options and options.continuous_usage_stats)
         )
-        return EventStream(events, run.close, self.settings.write_seconds)
+        return EventStream(events, run.cancel, self.settings.write_seconds)
