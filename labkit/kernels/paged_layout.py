@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -26,14 +26,6 @@ class Chunk(Protocol):
     blocks: tuple[int, ...]
 
 
-class Alike(NamedTuple):
-    """Sequences that one padded call computes: with equally many new tokens, and `longest` positions at most."""
-
-    sequences: Tensor  # [n] int64
-    tokens: Tensor  # [n, S] int64, places in the flat batch
-    longest: int
-
-
 @dataclass(frozen=True, eq=False)
 class Layout:
     """One step's flat batch; the tensors are on the device of the cache.
@@ -48,7 +40,9 @@ class Layout:
         longest_context: no length is more.
         decodes: so many of the first sequences have one token each; those after them may have any number.
 
-    Whole numbers are on the host, so that nobody waits for the device. Raises ValueError for sizes that do not fit.
+    Whole numbers are on the host, so that nobody waits for the device. A graph may change the tensors in place between
+    steps, since the kernels read them anew; torch's implementation keeps what it derived from them. Raises ValueError
+    for sizes that do not fit.
     """
 
     positions_T: Tensor
@@ -120,12 +114,9 @@ class Layout:
         return cls(*tensors, int(fresh_N.max()), int(lengths_N.max()), decodes)
 
     @functools.cached_property
-    def alike(self) -> tuple[Alike, ...]:
-        """Sequences of equally many tokens and similar contexts together, so that padding at most doubles the work.
-
-        Reads the tensors: on a GPU the host waits.
-        """
-        return tuple(_alike(self))
+    def derived(self) -> dict[Any, Any]:
+        """What was worked out from the tensors once, for all layers of the step; see `kernels.paged_padded`."""
+        return {}
 
 
 def _check(chunks: Sequence[Chunk], fresh_N: np.ndarray, lengths_N: np.ndarray, room_N: np.ndarray) -> None:
@@ -148,15 +139,3 @@ def _placed(whole: np.ndarray, T: int, N: int, M: int, device: torch.device) -> 
     positions_T, rows_T = sent[:T], sent[T : 2 * T]
     starts_N, lengths_N, tables = narrow[: N + 1], narrow[N + 1 : 2 * N + 1], narrow[2 * N + 1 :]
     return positions_T, rows_T, starts_N, lengths_N, tables[: N * M].view(N, M)
-
-
-def _alike(layout: Layout) -> Iterator[Alike]:
-    starts, lengths, device = layout.starts_N.tolist(), layout.lengths_N.tolist(), layout.starts_N.device
-    groups: dict[tuple[int, int], list[int]] = {}
-    for n, length in enumerate(lengths):
-        if length:
-            groups.setdefault((starts[n + 1] - starts[n], (max(length, 128) - 1).bit_length()), []).append(n)
-    for (S, _), sequences in groups.items():
-        first = torch.tensor([starts[n] for n in sequences], device=device)
-        tokens_nS = first[:, None] + torch.arange(S, device=device)
-        yield Alike(torch.tensor(sequences, device=device), tokens_nS, max(lengths[n] for n in sequences))

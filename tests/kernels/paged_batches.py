@@ -26,8 +26,8 @@ def num_blocks(layout: Layout, spare: int = 3) -> int:
     return int(layout.tables_NM.max()) + 1 + spare
 
 
-def draw(layout: Layout, b: int, H: int, G: int, d: int, *, seed: int = 0, dtype=torch.float32, latent: bool = False):
-    """Queries [T, H, d] and stores whose rows that nobody holds are NaN."""
+def draw(layout: Layout, b: int, H: int, G: int, d: int, *, seed: int = 0, dtype=torch.float32, latent: int = 0):
+    """Queries [T, H, d] and stores whose rows that nobody holds are NaN; of a latent, so many numbers are no value."""
     device = layout.tables_NM.device
     g = torch.Generator(device).manual_seed(seed)
     shape = (num_blocks(layout), b, G, d)
@@ -38,12 +38,11 @@ def draw(layout: Layout, b: int, H: int, G: int, d: int, *, seed: int = 0, dtype
             rows = torch.arange(length, device=device)
             fresh = torch.randn(length, G, d, generator=g, device=device, dtype=dtype)
             store[table[rows // b].long(), rows % b] = fresh
-    return query, stores[0], None if latent else stores[1]
+    return query, stores[0], stores[0][..., : d - latent] if latent else stores[1]
 
 
-def plain(query: Tensor, key: Tensor, value: Tensor | None, layout: Layout, *, scale, window=0, sinks=None) -> Tensor:
+def plain(query: Tensor, key: Tensor, value: Tensor, layout: Layout, *, scale, window=0, sinks=None) -> Tensor:
     """Every token by itself in float64, from the formula."""
-    value = key if value is None else value
     (T, H, _), (b, G) = query.shape, key.shape[1:3]
     out = torch.zeros(T, H, value.shape[-1], dtype=torch.float64, device=query.device)
     starts, lengths = layout.starts_N.tolist(), layout.lengths_N.tolist()

@@ -99,8 +99,7 @@ class PagedCache:
         layout, stores = self._ready(layer, query_1HTd, key_1GTd)
         if len(stores) != 2:
             raise ValueError("this cache holds latents; its model attends by attend_latent")
-        for store, fresh_1GTd in zip(stores, (key_1GTd, value_1GTd), strict=True):
-            kernel.write(store, fresh_1GTd[0].transpose(0, 1), layout)
+        kernel.write(stores, (key_1GTd[0].transpose(0, 1), value_1GTd[0].transpose(0, 1)), layout)
         window = self.config.sliding_window if self.config.slides(layer) else 0
         query_THd = query_1HTd[0].transpose(0, 1)
         y_THd = kernel.attend(query_THd, *stores, layout, scale=scale, window=window, sinks=sinks)
@@ -122,9 +121,10 @@ class PagedCache:
         layout, stores = self._ready(layer, query_1HTd, key_1Tr[:, None])
         if len(stores) != 1:
             raise ValueError("this cache holds keys and values; its model attends by attend")
-        kernel.write(stores[0], torch.cat([latent_1TR, key_1Tr], dim=-1)[0, :, None], layout)
-        y_THd = kernel.attend(query_1HTd[0].transpose(0, 1), stores[0], None, layout, scale=scale)
-        return y_THd.transpose(0, 1)[None, ..., : latent_1TR.shape[-1]]
+        store, R = stores[0], latent_1TR.shape[-1]
+        kernel.write((store[..., :R], store[..., R:]), (latent_1TR[0, :, None], key_1Tr[0, :, None]), layout)
+        y_THR = kernel.attend(query_1HTd[0].transpose(0, 1), store, store[..., :R], layout, scale=scale)
+        return y_THR.transpose(0, 1)[None]
 
     def _ready(self, layer: int, query_1HTd: Tensor, key_1GTd: Tensor) -> tuple[Layout, tuple[Tensor, ...]]:
         if self.layout is None:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import Any
 
 _HOMES = {
+    "AsyncEngine": "async_engine",
     "Backend": "backend",
     "Completion": "delta",
     "Delta": "delta",

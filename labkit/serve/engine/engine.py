@@ -11,22 +11,22 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from labkit.serve.engine.admission import check_prompt, check_tokens
-from labkit.serve.engine.delta import Delta, Result, StepReport
+from labkit.serve.engine.backend import Info
+from labkit.serve.engine.delta import Delta, Result
 from labkit.serve.engine.grammar import Grammars
 from labkit.serve.engine.params import SamplingParams
+from labkit.serve.engine.reporter import Reporter
 from labkit.serve.engine.request import Continuation, Request
 from labkit.serve.engine.stops import text_of
 from labkit.serve.engine.tokens import Tokens
 from labkit.serve.engine.vocabulary import Vocabulary
-from labkit.serve.scheduler import Chunk, Limits, Load, Scheduler, Step
+from labkit.serve.scheduler import Limits, Load, Scheduler
 from labkit.serve.scheduler import Sequence as Line
 
 if TYPE_CHECKING:
     from labkit.nn.model import Transformer
-    from labkit.serve.engine.runner import Outcome, Runner
+    from labkit.serve.engine.runner import Runner
 
 GREEDY = SamplingParams()
 
@@ -41,7 +41,7 @@ class Engine:
         eos_token_ids: that end an answer; by default the tokenizer's.
         runner: computes chunks; by default made of the model. graphs: whether on CUDA decoding steps are replayed from
             CUDA graphs; by default they are.
-        clock: seconds, for times and arrivals.
+        clock: seconds, for times and arrivals. name: of the model.
 
     `observers` are called with a `StepReport` after each step. Raises ValueError for limits beyond the model's context.
     """
@@ -56,6 +56,7 @@ class Engine:
         runner: Runner | None = None,
         graphs: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
+        name: str = "model",
     ) -> None:
         if runner is None:
             from labkit.serve.engine.loading import runner_of
@@ -63,17 +64,17 @@ class Engine:
             runner, limits = runner_of(model, limits, graphs)
         if limits is None:
             raise ValueError("a runner is given without limits; give the limits that it was made for")
-        self.model, self.runner, self.limits, self.clock = model, runner, limits, clock
+        self.model, self.runner, self.limits, self.clock, self.name = model, runner, limits, clock, name
         self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer)
         own = self.vocabulary.eos_token_ids if self.vocabulary else ()
         self.eos_token_ids = tuple(own if eos_token_ids is None else eos_token_ids)
         check_tokens("eos_token_ids", self.eos_token_ids, runner.vocab_size)
         self.scheduler = Scheduler(limits)
-        self.observers: list[Callable[[StepReport], None]] = []
+        self._reporter = Reporter()
+        self.observers = self._reporter.observers
         self._requests: dict[str, Request] = {}
         self._running: dict[str, Continuation] = {}  # by the id of its sequence
         self._news: list[Delta] = []  # of what ended before its first step
-        self._ended: list[tuple[str, str]] = []
         self._grammars: Grammars | None = None
 
     @classmethod
@@ -93,6 +94,18 @@ class Engine:
     def load(self) -> Load:
         """How busy it is."""
         return self.scheduler.load()
+
+    @property
+    def info(self) -> Info:
+        """What is served."""
+        limits, config = self.limits, None if self.model is None else self.model.config
+        sizes = (0, 0, ()) if config is None else (
+            config.num_layers, config.moe.num_experts, tuple(range(config.num_dense_layers, config.num_layers))
+        )  # fmt: skip
+        return Info(
+            self.name, self.runner.vocab_size, limits.max_context, *sizes, self.eos_token_ids, limits.num_blocks,
+            limits.block_size, limits.max_sequences,
+        )  # fmt: skip
 
     def prepare(
         self,
@@ -179,17 +192,18 @@ class Engine:
         self._requests[id] = request
         request.forked, request.told = True, bool(produced.get(0, True))
         try:
-            for index, tokens in produced.items():
-                self._resume(request, index, tuple(tokens))
+            for continuation in [request.begin(index) for index in produced]:
+                self._go_on(continuation, tuple(produced[continuation.index]))
         except ValueError:
             self.cancel(id)
             raise
 
-    def _resume(self, request: Request, index: int, tokens: tuple[int, ...]) -> None:
+    def _go_on(self, continuation: Continuation, tokens: tuple[int, ...]) -> None:
+        request, index = continuation.request, continuation.index
         check_tokens("produced", tokens, self.runner.vocab_size)
-        continuation = request.begin(index)
         if reason := continuation.replay(tokens):  # its last news was lost
-            self._news.append(self._last(continuation, Delta(request.id, index, finish_reason=reason)))
+            self._news.append(Delta(request.id, index, finish_reason=reason))
+            self._forget(continuation, reason)
             return
         line = self._line(request, index)
         line.tokens.extend(tokens)
@@ -237,12 +251,11 @@ class Engine:
         for id, cached in step.cached.items():
             request = self._running[id].request
             request.cached_tokens = request.cached_tokens or min(cached, len(request.prompt))
-        decode = self._decoding(step) if self.observers else 0
+        self._reporter.begin(step, self._running)
         self.runner.copy(step.copies)
         failed: dict[str, str] = {}  # sequence: what went wrong
         tokens = Tokens(self)
-        for chunks, outcome in self._attempt(step.chunks, failed):
-            tokens.take(chunks, outcome, failed)
+        tokens.compute(step.chunks, failed)
         for id, wrong in failed.items():
             if id in self._running:
                 news += self._fail(self._running[id].request, wrong)
@@ -251,22 +264,8 @@ class Engine:
         for id, token in tokens.chosen.items():
             if id in running:
                 news.append(self._told(running[id], token, tokens))
-        if self.observers:
-            self._report(step, began, decode)
+        self._reporter.tell(step, began, self.clock(), self.runner, self.load)
         return news
-
-    def _attempt(self, chunks: Sequence[Chunk], failed: dict[str, str]) -> list[tuple[Sequence[Chunk], Outcome]]:
-        """Run chunks, by halves where that raises, down to the one at fault."""
-        try:
-            return [(chunks, self.runner.run(chunks))]
-        except torch.AcceleratorError:  # the device is lost for everybody
-            raise
-        except Exception as error:
-            if len(chunks) == 1:
-                failed[chunks[0].id] = f"it could not be computed: {type(error).__name__}: {error}"
-                return []
-        middle = len(chunks) // 2
-        return self._attempt(chunks[:middle], failed) + self._attempt(chunks[middle:], failed)
 
     def fork(self, request: Request) -> list[Continuation]:
         """The other continuations of a request, at the step that samples its first token; for `engine.tokens`."""
@@ -286,13 +285,9 @@ class Engine:
         delta = Delta(
             request.id, continuation.index, (token,), text, logprobs, told, reason, None, request.cached_tokens
         )
-        if reason is None:
-            return delta
-        self.scheduler.finish(id)
-        return self._last(continuation, delta)
-
-    def _last(self, continuation: Continuation, delta: Delta) -> Delta:
-        self._forget(continuation, delta.finish_reason)
+        if reason is not None:
+            self.scheduler.finish(id)
+            self._forget(continuation, reason)
         return delta
 
     def _fail(self, request: Request, wrong: str) -> list[Delta]:
@@ -309,29 +304,10 @@ class Engine:
     def _forget(self, continuation: Continuation, reason: str) -> None:
         request = continuation.request
         self._running.pop(continuation.id, None)
-        if self.observers:
-            self._ended.append((continuation.id, reason))
+        self._reporter.end(continuation.id, reason)
         del request.open[continuation.index]
         if not request.open:
             self._requests.pop(request.id, None)
-
-    def _decoding(self, step: Step) -> int:
-        return sum(len(chunk.tokens) == 1 and self._running[chunk.id].count > 0 for chunk in step.chunks)
-
-    def _report(self, step: Step, began: float, decode: int) -> None:
-        ended, self._ended = tuple(self._ended), []
-        report = StepReport(
-            step,
-            began,
-            self.clock() - began,
-            decode,
-            step.num_tokens - decode,
-            self.runner.counts(),
-            ended,
-            self.load(),
-        )
-        for observer in self.observers:
-            observer(report)
 
     # --- whole answers
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from labkit.core.memory import kv_cache_bytes_per_token
 from labkit.nn.model import Transformer
 from labkit.serve.engine.runner import Runner, TorchRunner
 from labkit.serve.scheduler.limits import Limits
@@ -48,7 +49,7 @@ def load(
     model = Transformer.from_pretrained(folder, dtype=dtype, device=device, implementation=implementation)
     tokenizer = tokenizer_of(folder)
     eos = eos_of(Path(folder), tokenizer)
-    return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, **options})
+    return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, "name": Path(folder).name, **options})
 
 
 def tokenizer_of(folder: str | Path) -> Any:
@@ -99,9 +100,7 @@ def _cache_bytes(model: Transformer) -> int:
 
 
 def _bytes_per_token(model: Transformer) -> int:
-    c = model.config
-    width = c.mla_kv_rank + c.mla_rope_dim if c.attention == "mla" else 2 * c.num_kv_heads * c.head_dim
-    return c.num_layers * width * model.dtype.itemsize
+    return int(kv_cache_bytes_per_token(model.config, model.dtype.itemsize))
 
 
 def runner_of(model: Transformer, limits: Limits | None, graphs: bool | None) -> tuple[Runner, Limits]:

@@ -43,7 +43,7 @@ class WindowText:
 
     def __init__(self, vocabulary: Vocabulary, before: Sequence[int] = ()) -> None:
         self._vocabulary = vocabulary
-        self._ids = [id for id in before if id not in vocabulary.special][-_CONTEXT:]
+        self._ids = self._end([id for id in before if id not in vocabulary.special])
         self._known = len(self._ids)  # tokens whose text is out
         self._shown = vocabulary.decode(self._ids)  # the text of those
 
@@ -60,9 +60,16 @@ class WindowText:
 
     def _settle(self, text: str) -> str:
         new = text[len(self._shown) :]
-        self._ids = self._ids[-_CONTEXT:]
+        self._ids = self._end(self._ids)
         self._known, self._shown = len(self._ids), self._vocabulary.decode(self._ids)
         return new
+
+    def _end(self, ids: list[int]) -> list[int]:
+        """The last few, from where a character begins."""
+        start = max(len(ids) - _CONTEXT, 0)
+        while start and self._vocabulary.continues(ids[start]):
+            start -= 1
+        return ids[start:]
 
     def flush(self) -> str:
         """What was begun and is never completed, as �."""

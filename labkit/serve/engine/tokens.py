@@ -27,13 +27,28 @@ class Tokens:
         self.chosen: dict[str, int] = {}
         self.logprobs: dict[str, tuple[TokenLogprob, ...]] = {}
 
-    @torch.no_grad()
-    def take(self, chunks: Sequence[Chunk], outcome: Outcome, failed: dict[str, str]) -> None:
-        """One token for each chunk that samples, and for each fork of it.
+    def compute(self, chunks: Sequence[Chunk], failed: dict[str, str]) -> None:
+        """Run chunks, by halves where that raises, and choose a token for each that samples and each fork of it.
 
         Args:
             failed: gets the sequences for which there is none, and why.
         """
+        try:
+            outcome = self._engine.runner.run(chunks)
+        except torch.AcceleratorError:  # the device is lost, for everybody
+            raise
+        except Exception as error:
+            if len(chunks) == 1:
+                failed[chunks[0].id] = f"it could not be computed: {type(error).__name__}: {error}"
+                return
+        else:
+            return self._take(chunks, outcome, failed)
+        middle = len(chunks) // 2
+        self.compute(chunks[:middle], failed)
+        self.compute(chunks[middle:], failed)
+
+    @torch.no_grad()
+    def _take(self, chunks: Sequence[Chunk], outcome: Outcome, failed: dict[str, str]) -> None:
         running, chosen, others = self._engine._running, self.chosen, []
         at = 0
         for id, _, _, _, samples in chunks:

@@ -71,6 +71,11 @@ class Vocabulary:
         """The text of tokens; special ones have none."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
+    def continues(self, id: int) -> bool:
+        """Whether a token is one byte inside a character, as vocabularies with a fallback to bytes have them."""
+        token = self.backend.id_to_token(id) or ""
+        return len(token) == 6 and token.startswith("<0x") and token[3] in "89AB"
+
     def text(self, id: int) -> str:
         """One token's own text, as logprobs show it: special tokens too, incomplete characters as �."""
         if id in self.special:
