@@ -132,6 +132,17 @@ def test_it_equals_the_contiguous_cache_in_float32():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+def test_a_cache_may_be_narrower_than_the_model(family):
+    model, ids = build(family, torch.float32), tokens(9)
+    paged = PagedCache(model.config, 3, SIZE, dtype=torch.bfloat16)
+    (first,) = run(model, paged, [chunk(ids, 0, 5, (2, 0, 1))])
+    (last,) = run(model, paged, [chunk(ids, 5, 9, (2, 0, 1))])
+    assert first.dtype == torch.float32
+    error = (torch.cat([first, last]) - alone(model, ids)).norm() / alone(model, ids).norm()
+    assert 1e-5 < error < 0.1
+
+
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "deepseek-v2-lite", "gpt-oss-20b"])
 def test_bytes_equal_the_formula(name):
     cache = PagedCache(preset(name), 3, 2, dtype=torch.bfloat16)

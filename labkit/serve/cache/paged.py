@@ -166,7 +166,10 @@ class PagedCache:
             raise ValueError(f"copies are {list(pairs)}; the blocks are 0 to {self.num_blocks - 1}")
         if len(set(target)) != len(target):
             raise ValueError(f"copies are {list(pairs)}, two of them into one block")
-        source_P, target_P = (torch.tensor(blocks).to(self.entries.device) for blocks in (source, target))
+        both_2P = torch.tensor([source, target])
+        if self.entries.is_cuda:
+            both_2P = both_2P.pin_memory()
+        source_P, target_P = both_2P.to(self.entries.device, non_blocking=True)
         self.entries.index_copy_(2, target_P, self.entries.index_select(2, source_P))
 
     def lose(self) -> None:
