@@ -1,4 +1,4 @@
-"""Who holds which block of a paged KV cache; the tensors themselves lie elsewhere.
+"""Who holds which block of a paged KV cache; the tensors themselves are in `serve.cache.paged`.
 
 A block is a number below `num_blocks` and stands for `block_size` positions of every layer. It is in one of three
 states: **empty** (nobody holds it, nothing in it is of use), **held** (by one sequence or more), or **kept** (nobody
