@@ -63,6 +63,9 @@ class Attention(nn.Module):
         if self.config.qk_norm == "head":
             query, key = normed(query, self.query_norm), normed(key, self.key_norm)
         query, key = (rotate(t, cos, sin, self.config.rope_interleaved).to(value.dtype) for t in (query, key))
+        if cache is not None and cache.attends:
+            y_BHSd = cache.attend(self.layer, query, key, value, scale=self.scale, sinks=self.sinks)
+            return self.output(y_BHSd.transpose(1, 2).reshape(B, S, -1))
         if cache is not None:
             key, value = (t.to(query.dtype) for t in cache.update(self.layer, key, value))
         y_BHSd = attend(query, key, value, mask, scale=self.scale, sinks=self.sinks)
