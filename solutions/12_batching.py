@@ -59,6 +59,7 @@ from labkit.nn import Transformer
 from labkit.nn.cache import KVCache
 from labkit.serve.batching import by_bucket, continuous, to_longest, to_maximum
 from labkit.serve.cache import chain, root
+from labkit.serve.engine import Engine, SamplingParams
 from labkit.serve.scheduler import Limits, Scheduler
 from labkit.serve.scheduler.simulate import Cost, simulate
 from labkit.serve.workload import arrivals, lognormal_lengths
@@ -81,6 +82,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256) if gpu else (1, 2, 4, 8, 16, 32)
 PAST = 256 if gpu else 16  # tokens before a decode step that is timed
 ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
+MEASURED, ROWS = (64, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
+TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
+LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
 trained = my_model(device=device)
 model, tokenizer = trained.model.eval(), trained.tokenizer
@@ -1051,7 +1055,168 @@ display(figures.cost_curve(COMMON, {"found": list(reused.values())}, "tokens of 
 # short prompts hold only a part of it.
 
 # %% [markdown]
-# ## 7 · What users wait for
+# ## 7 · An engine, and whose answer it is
+#
+# `labkit.serve.engine` puts the parts together: the scheduler decides, the keys lie in blocks on the device, the model
+# computes a flat list of tokens (no rectangle, no mask), and a sampler picks. It takes requests at any time and tells
+# what is new after every step.
+
+
+# %%
+def engine_for(model, **changes):
+    """An engine with a cache of a few hundred blocks, and other limits if given."""
+    sizes = {"num_blocks": 256, "max_context": 512, "max_tokens_per_step": 128, "max_sequences": 16, "reserve": 0}
+    return Engine(model, limits=Limits(**(sizes | changes)), eos_token_ids=())
+
+
+def answer_all(engine, requests):
+    """Answers in order, and what `latencies` takes: arrivals by id, and (second, id) of every token."""
+    arrived, tokens, found = {}, [], [[] for _ in requests]
+    for i, (prompt, count) in enumerate(requests):
+        engine.add(str(i), prompt, SamplingParams(max_tokens=count, ignore_eos=True))
+        arrived[str(i)] = engine.clock()
+    while engine.busy:
+        for delta in engine.step():
+            tokens += [(engine.clock(), delta.id)] * len(delta.token_ids)
+            found[int(delta.id)] += delta.token_ids
+    return found, arrived, tokens
+
+
+# %% [markdown]
+# Eight requests, with prompts out of the held-out texts. First each is answered *alone*, by the plain `generate` of
+# lab 06, with nobody beside it.
+
+# %%
+requests = []
+for i, (prompt, output) in enumerate(lognormal_lengths(8, seed)):
+    piece = pieces[texts.domains[i % len(texts.domains)]]
+    requests.append((piece[40 * i : 40 * i + min(96, max(4, prompt // 3))], min(24, max(6, output // 6))))
+by_itself = [
+    model.generate(torch.tensor([prompt], device=device), max_new_tokens=count)[0, len(prompt) :].tolist()
+    for prompt, count in requests
+]
+
+# %% [markdown]
+# Then engines answer all of them: with room for everybody; with hardly any memory; with steps of at most 16 tokens, so
+# that prompts come in pieces; and the first engine once more, which then finds most of what it computed before.
+#
+# With hardly any memory, sequences lose their blocks in the middle of an answer and compute it all anew. How many of
+# the eight answers will differ from those given alone?
+
+# %%
+p_differ = predict("12.differ", "Hardly any memory: how many of the 8 answers differ?", 0, 8)
+
+# %%
+WAYS = {"room for all": {}, "hardly any memory": {"num_blocks": 28, "block_size": 4}}
+WAYS["small steps"] = {"max_tokens_per_step": 16}
+engines = {name: engine_for(model, **changes) for name, changes in WAYS.items()}
+given = {name: answer_all(engine, requests)[0] for name, engine in engines.items()}
+loads = {name: engine.load() for name, engine in engines.items()}
+given["room, a second time"] = answer_all(engines["room for all"], requests)[0]
+once, twice = loads["room for all"], engines["room for all"].load()
+same = {name: sum(a == b for a, b in zip(found, by_itself, strict=True)) for name, found in given.items()}
+p_differ.against(8 - same["hardly any memory"])
+
+# %% [markdown]
+# All four, with what happened on the way:
+
+# %%
+rows = {name: (load.preemptions, load.computed_tokens, load.cached_tokens) for name, load in loads.items()}
+more = twice.computed_tokens - once.computed_tokens, twice.cached_tokens - once.cached_tokens
+rows["room, a second time"] = (0, *more)
+head = "| | answers as alone | preempted | tokens computed | found in the cache |\n|---|---|---|---|---|\n"
+table = [f"| {name} | {same[name]} of 8 | " + " | ".join(map(str, row)) + " |" for name, row in rows.items()]
+display(Markdown(head + "\n".join(table)))
+needed = "needed", sum(len(prompt) + count - 1 for prompt, count in requests)
+display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()}, "computed", "tokens", needed))
+
+# %% [markdown]
+# Each sequence reads its own blocks at its own positions, whoever stands beside it. What still may differ is rounding:
+# a product with other rows beside it may be summed in another order. In float32 that moves a logit by a millionth, and
+# an answer only where two tokens are as good as equal. In bfloat16 such ties are common, and two right engines may then
+# part.
+
+# %% [markdown]
+# Two faults would show in this table and nowhere else: a row that reads a neighbour's block, and a block that is given
+# away while somebody still needs it. That is why "the same as alone" is a test, and a good one.
+
+# %% [markdown]
+# ### Those that we did not write
+#
+# transformers has both ways: `generate` on a padded batch, and continuous batching over a paged cache of its own. The
+# same weights, the same requests, the best token each time.
+
+# %%
+import transformers
+
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+their_model = transformers.AutoModelForCausalLM.from_pretrained(trained.folder, dtype=torch.float32).to(device).eval()
+greedy = transformers.GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=tokenizer.pad_token_id)
+
+# %% [markdown]
+# Their padded batches. After each token transformers asks a criterion whether to stop; ours notes the time instead.
+
+
+# %%
+def their_batches(model, requests, size):
+    """transformers' `generate`, batch after batch: as `answer_all`. Nobody gets more tokens than they asked for."""
+    given, tokens, arrived = [], [], dict.fromkeys(map(str, range(len(requests))), time.perf_counter())
+    for at in range(0, len(requests), size):
+        part, seconds = requests[at : at + size], []
+
+        def note(ids, scores, seconds=seconds):
+            seconds.append((ids[0, -1].item(), time.perf_counter())[1])  # once the token is really there
+            return torch.zeros(len(ids), dtype=torch.bool, device=device)
+
+        ids, mask = (t.to(device) for t in left_pad([prompt for prompt, _ in part], 1)[:2])
+        found = model.generate(
+            ids, attention_mask=mask, generation_config=greedy, max_new_tokens=max(count for _, count in part),
+            stopping_criteria=transformers.StoppingCriteriaList([note]),
+        )  # fmt: skip
+        for i, (row, (_, count)) in enumerate(zip(found[:, ids.shape[1] :].tolist(), part, strict=True)):
+            given.append(row[:count])
+            tokens += [(second, str(at + i)) for second in seconds[:count]]
+    return given, arrived, sorted(tokens)
+
+
+# %% [markdown]
+# And their continuous batching. It works in a thread of its own, and notes itself when each token came:
+
+
+# %%
+def their_engine(model, requests, **sizes):
+    """transformers' continuous batching: as `answer_all`."""
+    sizes = transformers.ContinuousBatchingConfig(**sizes)
+    how = {"generation_config": greedy, "continuous_batching_config": sizes}
+    found, arrived = {}, {}
+    with model.continuous_batching_context_manager(**how) as manager:
+        for i, (prompt, count) in enumerate(requests):
+            arrived[str(i)] = time.perf_counter()
+            manager.add_request(list(prompt), str(i), max_new_tokens=count, record_timestamps=True)
+        while len(found) < len(requests):
+            one = manager.get_result(timeout=1)
+            if one is not None and one.is_finished():
+                found[one.request_id] = one
+            elif one is None and not manager.is_running():
+                raise RuntimeError("transformers' continuous batching has stopped; its log says why")
+    tokens = sorted((second, id) for id, one in found.items() for second in one.timestamps)
+    return [found[str(i)].generated_tokens for i in range(len(requests))], arrived, tokens
+
+
+# %% [markdown]
+# The same answers?
+
+# %%
+SMALL = {"num_blocks": 16, "max_batch_tokens": 64}
+theirs = {"generate, padded": their_batches(their_model, requests, 4)[0],
+          "continuous batching": their_engine(their_model, requests, **SMALL)[0]}  # fmt: skip
+for name, found in theirs.items():
+    agree = sum(a == b for a, b in zip(found, given["room for all"], strict=True))
+    print(f"transformers, {name}: {agree} of {len(requests)} answers are ours, token by token")
+
+# %% [markdown]
+# ## 8 · What users wait for
 #
 # Tokens a second are the operator's number. A user has two others: how long until the first token comes (**TTFT**, time
 # to first token), and how long the pauses are between one token and the next (**gaps**). A mean of them hides what
@@ -1177,7 +1342,130 @@ display(figures.cost_curve(BUDGETS, curves, "tokens of a step at most", "seconds
 # steps, each with its fixed time, and then both wait.
 
 # %% [markdown]
-# ## 8 · Recap
+# ## 9 · The ladder, measured
+#
+# No counted clock any more. All requests come at once, and four ways answer them: transformers' `generate` in static
+# batches, its continuous batching, and our engine; and ours once more on rows that are kept as full as its memory
+# allows. On a GPU the model has OLMoE-1B-7B's shape and random weights, which take as long as trained ones; on a CPU it
+# is the small trained one.
+
+# %%
+if gpu:
+    from labkit.core.names import family_of, to_hf_config
+
+    values = to_hf_config(large.config, family_of(large.config))
+    with device:
+        their_large = transformers.AutoModelForCausalLM.from_config(
+            transformers.AutoConfig.for_model(values.pop("model_type"), **values), dtype=torch.bfloat16
+        ).eval()
+else:
+    their_large = their_model
+draw = torch.Generator().manual_seed(seed)
+
+
+def asked(pairs):
+    """Requests of these lengths, of tokens drawn at random."""
+    return [(torch.randint(5, 4000, (prompt,), generator=draw).tolist(), output) for prompt, output in pairs]
+
+
+shrink = 1 if gpu else 8
+load = asked([(max(4, pair.prompt // shrink), max(4, pair.output // shrink)) for pair in lengths[:MEASURED]])
+
+# %% [markdown]
+# How many times the tokens a second of transformers' static batches will our engine give?
+
+# %%
+p_ladder = predict("12.ladder", "Tokens a second: our engine, over generate in static batches?", 0, 40, "×", step=0.5)
+
+# %%
+BIG = {"num_blocks": 8192, "max_context": 2048, "max_tokens_per_step": 2048, "max_sequences": 256} if gpu else {}
+ours = engine_for(large, **BIG)
+THEIRS = {"num_blocks": 512, "max_batch_tokens": 2048} if gpu else SMALL
+RUNGS = {
+    f"transformers, static batches of {ROWS}": lambda work: their_batches(their_large, work, ROWS),
+    "transformers, continuous": lambda work: their_engine(their_large, work, **THEIRS),
+    "ours": lambda work: answer_all(ours, work),
+}
+measured = {}
+for name, way in RUNGS.items():
+    way(asked([LENGTH] * 2))  # what is made once does not count
+    _, arrived, tokens = way(load)
+    seconds = tokens[-1][0] - min(arrived.values())
+    measured[name] = {"rate": len(tokens) / seconds} | {q: latencies(arrived, tokens, q) for q in (50, 99)}
+rates = [found["rate"] for found in measured.values()]
+p_ladder.against(rates[2] / rates[0])
+
+# %% [markdown]
+# The table, whoever is ahead:
+
+# %%
+head = "| | tokens/s | first token, median | 99 % | gap, median | 99 % |\n|---|---|---|---|---|---|\n"
+table = []
+for name, found in measured.items():
+    cells = [f"{found[percent][at]:.3f} s" for at in (0, 1) for percent in (50, 99)]
+    table.append(f"| {name} | {found['rate']:,.0f} | {' | '.join(cells)} |")
+display(Markdown(head + "\n".join(table) + f"\n\n{MEASURED} requests, {sum(c for _, c in load):,} tokens, on {where}."))
+
+# %% [markdown]
+# Read all columns. In static batches gaps are even, since nobody comes in, and first tokens wait for whole batches. A
+# continuous engine lets everybody in at once, so first tokens come early, and the gaps pay for it.
+
+# %% [markdown]
+# How does it grow with the number of sequences? Everything of the same length now. The most sequences at once, over one
+# alone: how many times the tokens a second?
+
+# %%
+p_together = predict("12.together", f"Tokens a second: {TOGETHER[-1]} at once, over one alone?", 1, TOGETHER[-1], "×")
+
+
+# %%
+def tokens_per_second(way, count):
+    """Of so many requests of one length, all at once."""
+    _, arrived, tokens = way(asked([LENGTH] * count))
+    return len(tokens) / (tokens[-1][0] - min(arrived.values()))
+
+
+answer_all(ours, asked([LENGTH] * TOGETHER[-1]))  # kernels for large batches are made once
+grown = {
+    "our engine": [tokens_per_second(lambda work: answer_all(ours, work), count) for count in TOGETHER],
+    "transformers' generate": [
+        tokens_per_second(lambda work: their_batches(their_large, work, len(work)), count) for count in TOGETHER
+    ],
+    "weights read, nothing else": [count / floor[count] for count in TOGETHER],
+}
+p_together.against(grown["our engine"][-1] / grown["our engine"][0])
+
+# %% [markdown]
+# With the line of section 1, what reading the weights allows:
+
+# %%
+display(figures.cost_curve(TOGETHER, grown, "sequences at once", "tokens a second"))
+
+# %% [markdown]
+# The distance to that line is what a step takes beside reading weights: starting kernels, attention over the cache,
+# sampling, and the Python that decides; and the prompts, which are in these seconds, too. A small model is nearly all
+# of that.
+
+# %% [markdown]
+# Last, the common beginning, on the clock. Two requests share 256 tokens (as a system prompt would be) and differ in
+# four. The second comes when the first has its answer. Its first token takes how long, as a share of the first one's?
+
+# %%
+p_second = predict("12.second", "Second request's time to its first token, of the first one's?", 0, 120, "%")
+
+# %%
+system = asked([(256, 1)])[0][0]
+waited = []
+for last in asked([(4, 2)] * 2):
+    _, arrived, tokens = answer_all(ours, [(system + last[0], last[1])])
+    waited.append(latencies(arrived, tokens, 50)[0])
+p_second.against(100 * waited[1] / waited[0])
+
+# %% [markdown]
+# What it cannot be is nothing: the rest of the prompt is a step, and a step has its fixed time.
+
+# %% [markdown]
+# ## 10 · Recap
 #
 # Six questions. Each can be failed, and each wrong answer has its own reply.
 
