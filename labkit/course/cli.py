@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.course import bench
+from labkit.course import bench, export
 
 app = typer.Typer(
     help="Mixture-of-Experts from scratch: open, run, check and grade the labs.",
@@ -25,7 +25,7 @@ app = typer.Typer(
 
 EXTRAS = {
     "jupyterlab": "lab", "jupytext": "lab", "papermill": "lab", "nbclient": "lab", "ipykernel": "lab",
-    "nbgrader": "grade",
+    "nbgrader": "grade", "onnx": "serve", "onnxruntime": "serve",
 }  # fmt: skip
 
 Numbers = Annotated[
@@ -181,6 +181,7 @@ def grade(
 
 
 app.command(epilog=bench.EXAMPLE)(bench.bench)
+app.command(epilog=export.EXAMPLE)(export.export)
 
 
 def _install(extra: str) -> str:

@@ -19,7 +19,7 @@ from labkit.course import cli, desk, labs, progress
 from labkit.course import run as runner
 from labkit.course.result import Result
 
-COMMANDS = ("doctor", "lab", "run", "release", "train", "progress", "claims", "assign", "grade", "bench")
+COMMANDS = ("doctor", "lab", "run", "release", "train", "progress", "claims", "assign", "grade", "bench", "export")
 ROOT = Path(__file__).parents[2]
 
 
