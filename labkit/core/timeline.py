@@ -137,6 +137,7 @@ class Timeline:
         num_blocks, block_size: of the cache; no blocks where none were looked at.
         began, seconds: of each step, or nothing.
         missing: later steps that were not recorded.
+        padded: whether prompts are padded, so that a row's positions are not all of its own tokens.
 
     Raises ValueError for what contradicts itself.
     """
@@ -155,6 +156,7 @@ class Timeline:
     began: tuple[float, ...] = field(default=(), repr=False)
     seconds: tuple[float, ...] = field(default=(), repr=False)
     missing: int = 0
+    padded: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("num_steps", 1), ("num_blocks", 0), ("block_size", 1), ("missing", 0)):
@@ -253,6 +255,26 @@ class Timeline:
         """The rows that do anything, waiting included, from step `first` up to `end`."""
         spans = self.by_row
         return [row for row in range(len(self.ids)) if any(s.first < end and s.end > first for s in spans[row])]
+
+    def filled_from(self, hold: Hold) -> int:
+        """The step at which something of use first stands in a held block; `hold.end` if it never does."""
+        first = hold.place * self.block_size  # of its positions
+        own = 0  # tokens of the row since then, padding left out
+        spans = self.by_row[hold.row]
+        for span in spans[max(0, bisect_right(spans, hold.first, key=lambda span: span.first) - 1) :]:
+            here, end = max(span.first, hold.first), min(span.end, hold.end)
+            if span.first >= hold.end:
+                break
+            if not span.tokens or here >= end:
+                continue
+            start = own if self.padded else span.one(here).start
+            tokens = span.tokens - (span.wasted if self.padded else 0)
+            if start > first:  # it was found in the cache
+                return here
+            if tokens and here + (first - start) // tokens < end:
+                return here + (first - start) // tokens
+            own += tokens * (end - here)
+        return hold.end
 
     # --- sums
 

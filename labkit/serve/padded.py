@@ -133,4 +133,5 @@ class _Layout:
             block_size=self.block_size,
             began=tuple(self.began),
             seconds=tuple(self.seconds),
+            padded=True,
         )  # fmt: skip

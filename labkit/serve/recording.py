@@ -46,8 +46,10 @@ class Recording:
         self.outputs: list[int] = []
         self.began: list[float] = []
         self.seconds: list[float] = []
-        self.live: dict[str, tuple[int, Continuation | None]] = {}
-        self.open: dict[int, Span] = {}
+        self.live: dict[str, Continuation | None] = {}  # None: it came and ended within this step
+        self.rows: dict[str, int] = {}  # of those that live
+        self.computing: dict[int, Span] = {}  # by row: what it did last, but for waiting
+        self.waiting: dict[int, int] = {}  # by row: since which step
         self.spans: list[Span] = []
         self.events: list[Event] = []
         self.copies: list[Copy] = []
@@ -81,7 +83,8 @@ class Recording:
             raise ValueError("nothing was recorded; give the recording to simulate as `look`, or to engine.observers")
         self._note_lengths()
         limits, steps = self.scheduler.limits, len(self.began)
-        spans = sorted([*self.spans, *self.open.values()], key=lambda span: (span.row, span.first))
+        waits = [Span(row, WAITING, first, steps) for row, first in self.waiting.items()]
+        spans = sorted([*self.spans, *self.computing.values(), *waits], key=lambda span: (span.row, span.first))
         return Timeline(
             name, tuple(self.ids), tuple(self.prompts), tuple(self.outputs), steps,
             tuple(spans), self.blocks.holds(steps), tuple(self.events), tuple(self.copies),
@@ -90,84 +93,95 @@ class Recording:
 
     # --- who comes and goes
 
+    def _gone(self) -> list[tuple[str, Continuation | None]]:
+        """Who is no longer with the scheduler; an id that came again is another one."""
+        return sorted(self.live.items() - self.scheduler.sequences.items(), key=lambda pair: self.rows[pair[0]])
+
     def _sweep(self, step: Step, why: dict[str, str]) -> None:
         """Those that left between the last step and this one."""
         here = {chunk.id for chunk in step.chunks} | set(step.preempted)
-        now = self.scheduler.sequences
-        for id, (row, continuation) in list(self.live.items()):
-            if now.get(id) is not continuation and (id not in here or id in now):
-                self._leave(id, row, continuation, len(self.began) - 1, _end_of(continuation, why.get(id)))
+        for id, continuation in self._gone():
+            if id not in here or id in self.scheduler.sequences:
+                self._leave(id, continuation, len(self.began) - 1, why.get(id))
 
     def _arrive(self, step: Step) -> None:
+        """Those seen for the first time: first those that start now, which is the order in which they came."""
         now = self.scheduler.sequences
-        for chunk in step.chunks:  # what came and ended within this step is known by its chunk only
-            if chunk.id not in self.live and chunk.id not in now:
-                self._enter(chunk.id, None, chunk.start + len(chunk.tokens))
-        for id, continuation in now.items():
-            if id not in self.live:
-                self._enter(id, continuation, len(continuation.prompt))
+        for chunk in step.chunks:
+            if chunk.id not in self.live:
+                continuation = now.get(chunk.id)
+                prompt = len(continuation.prompt) if continuation else chunk.start + len(chunk.tokens)
+                self._enter(chunk.id, continuation, prompt)
+        if now.keys() - self.live.keys():
+            for id, continuation in now.items():
+                if id not in self.live:
+                    self._enter(id, continuation, len(continuation.prompt))
 
     def _enter(self, id: str, continuation: Continuation | None, prompt: int) -> None:
-        row = len(self.ids)
-        self.live[id] = (row, continuation)
+        self.live[id], self.rows[id] = continuation, len(self.ids)
+        self.events.append(Event(len(self.began), len(self.ids), ARRIVED))
         self.ids.append(id)
         self.prompts.append(prompt)
         self.outputs.append(0)
-        self.events.append(Event(len(self.began), row, ARRIVED))
 
     def _end(self, step: Step, why: dict[str, str]) -> None:
-        now, at = self.scheduler.sequences, len(self.began)
-        samples = {chunk.id: chunk.samples for chunk in step.chunks}
-        for id, (row, continuation) in list(self.live.items()):
-            if now.get(id) is continuation and continuation is not None:
-                continue
-            if continuation is None:
-                self.outputs[row] = int(samples[id])
-            reason = why.get(id, "length" if continuation is None and samples[id] else None)
-            self._leave(id, row, continuation, at, _end_of(continuation, reason))
+        """Those that left in this step, or right after it."""
+        if gone := self._gone():
+            samples = {chunk.id: chunk.samples for chunk in step.chunks}
+            for id, continuation in gone:
+                got_one = continuation is None and samples[id]
+                self.outputs[self.rows[id]] = int(got_one)
+                self._leave(id, continuation, len(self.began), why.get(id, "length" if got_one else None))
 
-    def _leave(self, id: str, row: int, continuation: Continuation | None, step: int, how: str) -> None:
+    def _leave(self, id: str, continuation: Continuation | None, step: int, why: str | None) -> None:
+        row = self.rows.pop(id)
+        del self.live[id]
+        how = FINISHED
         if continuation is not None:
             self.outputs[row] = len(continuation.tokens) - len(continuation.prompt)
+        if why is not None:
+            how = _ENDS.get(why, FINISHED)
+        elif continuation is None or continuation.status is not Status.FINISHED:
+            how = CANCELLED
         self.events.append(Event(step, row, how))
-        del self.live[id]
 
     def _note_lengths(self) -> None:
         """How long the answers are that go on; not what came after the last recorded step."""
-        for row, continuation in self.live.values():
+        for id, continuation in self.live.items():
             if continuation is not None and not self.missing:
-                self.outputs[row] = len(continuation.tokens) - len(continuation.prompt)
+                self.outputs[self.rows[id]] = len(continuation.tokens) - len(continuation.prompt)
 
     # --- what is done
 
     def _work(self, step: Step) -> None:
         at, tables = len(self.began), {}
-        for id in step.preempted:
-            if id in self.live:
-                self.events.append(Event(at, self.live[id][0], PREEMPTED))
+        self.events += [Event(at, self.rows[id], PREEMPTED) for id in step.preempted if id in self.rows]
         for chunk in step.chunks:
-            row = self.live[chunk.id][0]
+            row = self.rows[chunk.id]
             self._compute(row, chunk, step.cached.get(chunk.id))
             tables[row] = chunk.blocks
         for continuation in self.scheduler.running.items:
-            row = self.live[continuation.id][0]
+            row = self.rows[continuation.id]
             if row not in tables:
                 self._do(Span(row, IDLE, at, at + 1))
                 tables[row] = continuation.blocks
-        for continuation in self.scheduler.waiting.items:
-            row = self.live[continuation.id][0]
-            if row not in tables:
-                self._do(Span(row, WAITING, at, at + 1))
+        self._wait({self.rows[one.id] for one in self.scheduler.waiting.items} - tables.keys())
         self.copies += [Copy(at, source, target) for source, target in step.copies]
         self.blocks.note(at, tables, self.scheduler.pool.kept_blocks)
 
+    def _wait(self, rows: set[int]) -> None:
+        at = len(self.began)
+        for row in self.waiting.keys() - rows:
+            self.spans.append(Span(row, WAITING, self.waiting.pop(row), at))
+        for row in rows - self.waiting.keys():
+            self.waiting[row] = at
+
     def _compute(self, row: int, chunk: Chunk, cached: int | None) -> None:
-        at, end, before = len(self.began), chunk.start + len(chunk.tokens), self.open.get(row)
-        if cached is None and before is not None and before.kind == WAITING:
+        at, end, reached = len(self.began), chunk.start + len(chunk.tokens), self.reached.get(row, 0)
+        if cached is None and row in self.waiting:
             cached = chunk.start  # it starts again
         if cached:
             self.events.append(Event(at, row, CACHED, cached))
-        reached = self.reached.get(row, 0)
         decodes = len(chunk.tokens) == 1 and chunk.start >= self.prompts[row]
         wasted = max(0, min(end, reached) - chunk.start)
         self.reached[row] = max(end, reached)
@@ -176,14 +190,14 @@ class Recording:
     def _do(self, new: Span) -> None:
         """One step of a row: more of what it did before, or something else."""
         row, kind, at, _, start, tokens, wasted = new
-        old = self.open.get(row)
+        old = self.computing.get(row)
         if old is not None:
             follows = old.end == at and start == old.start + (at - old.first) * old.tokens
             if follows and (kind, tokens, wasted) == (old.kind, old.tokens, old.wasted):
                 new = Span(row, kind, old.first, at + 1, old.start, tokens, wasted)
             else:
                 self.spans.append(old)
-        self.open[row] = new
+        self.computing[row] = new
 
 
 class _Blocks:
@@ -235,9 +249,3 @@ class _Blocks:
         ]
         every = [*self.closed, *held, *(hold._replace(end=end) for hold in self.kept.values())]
         return tuple(sorted(every, key=lambda hold: (hold.first, hold.block, hold.row)))
-
-
-def _end_of(continuation: Continuation | None, reason: str | None) -> str:
-    if reason is not None:
-        return _ENDS.get(reason, FINISHED)
-    return FINISHED if continuation is not None and continuation.status is Status.FINISHED else CANCELLED

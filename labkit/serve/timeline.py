@@ -60,11 +60,14 @@ def ladder(
         edges: between buckets of prompt lengths; by default powers of two.
         cost: of a step, for all of them.
 
-    Raises ValueError as `labkit.serve.batching` does, and if a job finds the queue full or leaves early.
+    Raises ValueError as `labkit.serve.batching` does, and if a job finds the queue full, leaves early, or has a
+    priority.
     """
     jobs, cost = list(jobs), cost or Cost()
     if any(job.leaves < float("inf") for job in jobs):
         raise ValueError("a job leaves before its end; a padded batch cannot let it go: give jobs that stay")
+    if any(job.priority for job in jobs):
+        raise ValueError("a job has a priority; padded batches take jobs as they come: give jobs without one")
     lengths = [(len(job.prompt), job.output) for job in jobs]
     arrivals = [job.arrival for job in jobs]
     if edges is None:

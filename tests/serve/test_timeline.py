@@ -237,6 +237,9 @@ def test_the_ladder_has_the_same_jobs_on_every_rung():
         assert timeline.outputs == tuple(output for _, output in lengths)
         assert timeline.prompts == tuple(prompt for prompt, _ in lengths)
         assert timeline.count(FINISHED) == 24
+    short = ladder([Job(0.0, (1, 2), output) for output in (3, 1, 2, 1)], limits, batch_size=2)
+    assert {timeline.ids for timeline in short.values()} == {("0", "1", "2", "3")}
+    assert {timeline.outputs for timeline in short.values()} == {(3, 1, 2, 1)}
     wasted = [timeline.wasted for timeline in ways.values()]
     assert wasted[0] > wasted[1] > wasted[2] > wasted[3]
     tally = continuous(jobs, limits)
@@ -270,6 +273,7 @@ def test_decoding_is_told_from_a_prompt_cut_short():
         (lambda: in_batches([(1, 1)], 1, [3, 2]), "edges are"),
         (lambda: ladder([], TIGHT, 2), "no request"),
         (lambda: ladder([Job(0.0, (1,), 2, leaves=1.0)], TIGHT, 2), "cannot let it go"),
+        (lambda: ladder([Job(0.0, (1,), 2, priority=1)], TIGHT, 2), "a job has a priority"),
         (lambda: ladder([Job(0.0, (1,), 2)] * 3, Limits(4, max_waiting=1), 2), "found the queue full"),
     ],
 )
