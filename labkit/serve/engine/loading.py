@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def load(
     dtype: torch.dtype | None = None,
     limits: Limits | None = None,
     implementation: str = "auto",
+    on_progress: Callable[[float, str], object] | None = None,
     **options: Any,
 ) -> Engine:
     """An engine for a Hugging Face folder, its tokenizer and its end-of-sequence tokens with it.
@@ -37,6 +39,7 @@ def load(
         folder: with config.json, safetensors and, if there is one, a tokenizer.
         device: None: a GPU if there is one. dtype: None: as stored on a GPU, float32 on the CPU, where it is faster.
         limits: None: `default_limits`. implementation: of the experts. options: of `Engine`.
+        on_progress: called with a share (0 to 1) and what was loaded last.
 
     Raises ValueError as `nn.interop.load` does.
     """
@@ -46,8 +49,17 @@ def load(
     device = runtime.device() if device is None else torch.device(device)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    model = Transformer.from_pretrained(folder, dtype=dtype, device=device, implementation=implementation)
+    tell = on_progress or (lambda share, what: None)
+    tell(0.0, "libraries")
+    model = Transformer.from_pretrained(
+        folder,
+        dtype=dtype,
+        device=device,
+        implementation=implementation,
+        on_progress=lambda share: tell(0.9 * share, "weights"),
+    )
     tokenizer = tokenizer_of(folder)
+    tell(0.95, "tokenizer")
     eos = eos_of(Path(folder), tokenizer)
     return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, "name": Path(folder).name, **options})
 
