@@ -47,8 +47,7 @@ class Watch:
         seconds = min(seconds, 2 * self._beat)
         self._silent += seconds
         self._still = self._still + seconds if self.working else 0.0
-        if self._silent > self._patience:
-            return f"gave no sign of life for {self._patience:g} s"
-        if self._still > self._patience:
-            return f"made no progress for {self._patience:g} s"
-        return ""
+        if max(self._silent, self._still) <= self._patience:
+            return ""
+        silent = self._silent > self._patience / 2  # stillness is counted in beats, so either may come first
+        return f"{'gave no sign of life' if silent else 'made no progress'} for {self._patience:g} s"
