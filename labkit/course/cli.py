@@ -13,7 +13,8 @@ from typing import Annotated
 
 import typer
 
-from labkit.course import bench
+from labkit.course import bench, export
+from labkit.course import serve as server
 
 app = typer.Typer(
     help="Mixture-of-Experts from scratch: open, run, check and grade the labs.",
@@ -25,7 +26,8 @@ app = typer.Typer(
 
 EXTRAS = {
     "jupyterlab": "lab", "jupytext": "lab", "papermill": "lab", "nbclient": "lab", "ipykernel": "lab",
-    "nbgrader": "grade",
+    "nbgrader": "grade", "onnx": "serve", "onnxruntime": "serve",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
 }  # fmt: skip
 
 Numbers = Annotated[
@@ -181,6 +183,8 @@ def grade(
 
 
 app.command(epilog=bench.EXAMPLE)(bench.bench)
+app.command(epilog=export.EXAMPLE)(export.export)
+app.command(epilog=server.EXAMPLE)(server.serve)
 
 
 def _install(extra: str) -> str:

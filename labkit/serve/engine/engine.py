@@ -98,13 +98,14 @@ class Engine:
     @property
     def info(self) -> Info:
         """What is served."""
-        limits, config = self.limits, None if self.model is None else self.model.config
-        sizes = (0, 0, ()) if config is None else (
-            config.num_layers, config.moe.num_experts, tuple(range(config.num_dense_layers, config.num_layers))
-        )  # fmt: skip
+        limits, layers, experts, sparse = self.limits, 0, 0, ()
+        if self.model is not None:
+            config = self.model.config
+            layers, experts = config.num_layers, config.moe.num_experts if config.moe else 0
+            sparse = tuple(range(config.num_dense_layers, layers)) if experts else ()
         return Info(
-            self.name, self.runner.vocab_size, limits.max_context, *sizes, self.eos_token_ids, limits.num_blocks,
-            limits.block_size, limits.max_sequences,
+            self.name, self.runner.vocab_size, limits.max_context, layers, experts, sparse, self.eos_token_ids,
+            limits.num_blocks, limits.block_size, limits.max_sequences,
         )  # fmt: skip
 
     def prepare(

@@ -118,14 +118,19 @@ def _bytes_per_token(model: Transformer) -> int:
 def runner_of(model: Transformer, limits: Limits | None, graphs: bool | None) -> tuple[Runner, Limits]:
     """What computes a model's chunks, and the limits it was made for.
 
-    Raises ValueError for limits beyond the model's context, and for graphs without a GPU.
+    Raises ValueError for limits beyond the model's context, and for graphs where there can be none.
     """
     limits = default_limits(model) if limits is None else limits
     if limits.max_context > model.config.max_context:
         raise ValueError(
             f"limits.max_context is {limits.max_context}, the model was made for {model.config.max_context}; lower it"
         )
-    if graphs and model.device.type != "cuda":
-        raise ValueError(f"graphs is True and the model is on {model.device}; CUDA graphs need a GPU")
     model.eval()
-    return TorchRunner(model, limits), limits
+    if graphs is False:
+        return TorchRunner(model, limits), limits
+    from labkit.serve.engine.graphs import GraphRunner, refuses
+
+    why_not = refuses(model)
+    if graphs and why_not:
+        raise ValueError(f"graphs is True, and cannot be: {why_not}")
+    return (TorchRunner if why_not else GraphRunner)(model, limits), limits

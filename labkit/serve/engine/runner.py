@@ -84,7 +84,7 @@ class TorchRunner:
     """
 
     def __init__(self, model: Transformer, limits: Limits) -> None:
-        self.model, self.vocab_size = model, model.config.vocab_size
+        self.model, self.limits, self.vocab_size = model, limits, model.config.vocab_size
         self.cache = PagedCache(
             model.config, limits.num_blocks, limits.block_size, dtype=model.dtype, device=model.device
         )
@@ -96,16 +96,26 @@ class TorchRunner:
         if pairs:
             self.cache.copy(pairs)
 
-    @torch.no_grad()
     def run(self, chunks: Sequence[Chunk]) -> Pass:
         """See `Runner`."""
+        return self._run(chunks)
+
+    @torch.no_grad()
+    def _run(self, chunks: Sequence[Chunk]) -> Pass:
         shape = self.packer.shape(chunks)
         raw = self.packer.pack(chunks, shape).to(self.model.device, non_blocking=True)
         batch = shape.batch(raw, *extent(chunks))
         hidden_TD, records = flat_pass(self.model, self.cache, batch)
         self._tally.add(records, batch)
         logits_RV = self.model.head(hidden_TD[batch.wanted_R])
+        if not shape.R:
+            self._wait()
         return Pass(self.model, hidden_TD, logits_RV, best(logits_RV).tolist() if shape.R else [])
+
+    def _wait(self) -> None:
+        """Where no token is read: until the bytes that were sent may be overwritten, and errors are known."""
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)
 
     def counts(self) -> Counts | None:
         """See `Runner`."""
@@ -159,14 +169,18 @@ class Tally:
             self._sum_LE.scatter_add_(1, ids_LTK.view(L, T * K), real_LTK)
 
     def passed(self) -> None:
-        """One more pass was counted by a graph."""
+        """One more pass was counted, by a graph."""
         self._passes += 1
+
+    def forget(self) -> None:
+        """What was counted was only for practice."""
+        self._passes = 0
+        self._sum_LE.zero_()
 
     def read(self) -> Counts | None:
         """Since the last reading; None before the next is due."""
         if self._passes < self._every or not len(self._sum_LE):
             return None
-        self._passes = 0
         counts = tuple(map(tuple, self._sum_LE.tolist()))
-        self._sum_LE.zero_()
+        self.forget()
         return counts
