@@ -140,6 +140,24 @@ def test_a_long_bystander_holds_up_nobody(tmp_path):
     asyncio.run(run())
 
 
+def test_reports_go_on_across_a_death():
+    async def run():
+        async with working(pace=0.001) as worker:
+            reports = []
+            worker.subscribe(reports.append)
+            for _ in range(2):
+                answers = asyncio.create_task(all_right(worker, requests(4)))
+                while not reports:
+                    await asyncio.sleep(0.005)
+                os.kill(worker.pid, signal.SIGKILL)
+                await answers
+                assert reports[-1].step.chunks
+                assert all(chunk.blocks for report in reports for chunk in report.step.chunks)
+                reports.clear()
+
+    asyncio.run(run())
+
+
 def test_draining_goes_on_across_a_death():
     async def run():
         async with working(pace=0.002) as worker:

@@ -21,7 +21,7 @@ class Watch:
         self.working = True
         self._beat, self._patience, self._next = policy.beat, policy.loading_patience, policy.patience
         self._silent = self._still = 0.0
-        self._turns = 0
+        self._turns = -1  # the first sign of life is progress too
 
     def ready(self) -> None:
         """It has loaded, and has nothing to do yet."""

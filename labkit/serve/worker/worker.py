@@ -66,7 +66,7 @@ class Worker:
     async def start(self) -> None:
         """Load the engine; returns when it is ready.
 
-        Raises what building it raised (its own type if that is one of Python's, else RuntimeError; with its own
+        Raises what building it raised (of its own type if this process knows it, else RuntimeError; with its own
         message), and RuntimeError if the child dies meanwhile, or the worker was started before.
         """
         await self._supervisor.start()
@@ -176,7 +176,6 @@ class Worker:
             limits,
             replace(IDLE, blocks=info.num_blocks, free_blocks=info.num_blocks),
         )
-        self._reports = Reports()
         if self._listeners:
             self._supervisor.send(("report",))
         self._settle()
