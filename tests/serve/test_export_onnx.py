@@ -97,7 +97,7 @@ def test_greedy_answers_are_the_models(family, tmp_path):
 def test_the_trained_model(tmp_path):
     model = Transformer.from_pretrained(TRAINED)
     report = to_onnx(model, tmp_path / "four.onnx", eos_token_id=0)
-    assert 0 < report.difference <= CLOSE
+    assert 0 < report.compared.difference <= CLOSE
     assert "differ by at most" in str(report)
     theirs, wide = OnnxModel(tmp_path / "four.onnx", threads=1), model.float()
     ids = torch.randint(4096, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -219,6 +219,7 @@ def at_random() -> Transformer:
         (lambda: nn.Linear(2, 2), "model.onnx", {}, "model is a Linear; give a labkit.nn.Transformer"),
         (lambda: seeded(PLAIN), "model", {}, r"ends in \.onnx"),
         (lambda: seeded(PLAIN), "model.onnx", {"inline_bytes": -1}, "inline_bytes is -1"),
+        (lambda: seeded(PLAIN), "model.onnx", {"inline_bytes": 2**31}, "a protobuf ends at 2 GiB"),
     ],
 )
 def test_what_cannot_be_written_says_why(make, name, options, says, tmp_path):
