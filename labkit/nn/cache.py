@@ -21,6 +21,7 @@ class KVCache:
         config: of the model; batch: B; capacity: positions that fit.
         dtype, device: of the tensors.
 
+    `attends` is False: attention asks for what is cached and computes by itself (`serve.cache.paged` has another kind).
     `length` positions are filled. `reads` counts the cached positions that were handed back, summed over layers: what
     was not computed again. Made for decoding under `torch.no_grad`.
 
@@ -31,6 +32,8 @@ class KVCache:
     >>> cache.bytes_per_token == 27 * (512 + 64) * 4
     True
     """
+
+    attends = False
 
     def __init__(
         self,

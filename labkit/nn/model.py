@@ -184,7 +184,8 @@ class Transformer(nn.Module):
             ids_BS: [B, S] integers in [0, V).
             attention_mask: [B, S with what the cache holds], 1 where a token is real; padding may stand on either side.
             position_ids: [B, S]; by default they count the real tokens.
-            cache: read and written; its `length` positions stand before ids_BS.
+            cache: read and written; its `length` positions stand before ids_BS. One that attends by itself takes a flat
+                batch [1, T] with position_ids and without a mask.
             labels: [B, S], usually the ids themselves; position i is held against label i + 1, −100 is left out.
             return_routing: give the routers' records too.
             return_mtp: give the multi-token modules' logits; by default only while training, and never with a cache.
@@ -193,7 +194,10 @@ class Transformer(nn.Module):
         """
         start = 0 if cache is None else cache.length
         self._check(ids_BS, attention_mask, labels, start)
-        positions = self._positions(ids_BS, attention_mask, position_ids, start)
+        attends = cache is not None and cache.attends
+        if attends and (position_ids is None or attention_mask is not None):
+            raise ValueError("this cache knows who sees whom; give position_ids, and no attention_mask")
+        positions = self._positions(ids_BS, attention_mask, position_ids, start, masked=not attends)
         x_BSD, records = self.embed(ids_BS), []
         for block in self.layers:
             x_BSD, routing = block(x_BSD, positions, cache, ids_BS)
@@ -249,7 +253,13 @@ class Transformer(nn.Module):
         return tuple(logits), tuple(records)
 
     def _positions(
-        self, ids_BS: Tensor, attention_mask: Tensor | None, position_ids: Tensor | None, start: int
+        self,
+        ids_BS: Tensor,
+        attention_mask: Tensor | None,
+        position_ids: Tensor | None,
+        start: int,
+        *,
+        masked: bool = True,
     ) -> Positions:
         S, total = ids_BS.shape[1], start + ids_BS.shape[1]
         if position_ids is None:
@@ -262,8 +272,8 @@ class Transformer(nn.Module):
         window = self.config.sliding_window
         masks = {
             slides: make_mask(S, total, attention_mask, window=window if slides else 0, device=ids_BS.device)
-            for slides in kinds
-        }
+            for slides in (kinds if masked else ())
+        } or dict.fromkeys(kinds)
         return Positions(cos, sin, masks)
 
     def _check(self, ids_BS: Tensor, attention_mask: Tensor | None, labels: Tensor | None, start: int) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("module", ["cache.blocks", "scheduler", "scheduler.simulate", "workload", "batching"])
+@pytest.mark.parametrize(
+    "module",
+    ["cache.blocks", "scheduler", "scheduler.simulate", "workload", "batching", "engine.backend", "timeline"],
+)
 def test_counting_needs_no_torch(module):
     here = str(Path(__file__).parents[2])
     code = f"import sys; sys.path.insert(0, {here!r}); import labkit.serve.{module}; print(*sys.modules)"

@@ -75,8 +75,8 @@ class Scheduler:
 
     # --- what comes and goes
 
-    def add(self, sequence: Sequence) -> None:
-        """Let it wait for its turn.
+    def add(self, sequence: Sequence, *, insist: bool = False) -> None:
+        """Let it wait for its turn, though the queue be full if you `insist` (it had been accepted before).
 
         Raises ValueError for one that could not run even alone, or was added before, and `Full` if the queue is full.
         """
@@ -85,7 +85,8 @@ class Scheduler:
         self._need_new(sequence.id)
         self.limits.fit(len(sequence.prompt), sequence.max_tokens)
         tokens = self.waiting_tokens + len(sequence.prompt) + sequence.max_tokens
-        if len(self.waiting) >= self.limits.max_waiting or (self.waiting and tokens > self.limits.max_waiting_tokens):
+        crowded = len(self.waiting) >= self.limits.max_waiting
+        if not insist and (crowded or (self.waiting and tokens > self.limits.max_waiting_tokens)):
             raise Full(f"{len(self.waiting)} sequences of {self.waiting_tokens} tokens wait; try again later")
         self._enter(sequence, sequence.arrival + self.limits.patience * sequence.priority)
         self._wait(sequence)
@@ -159,7 +160,7 @@ class Scheduler:
         """The next step; an empty one only if nothing waits or runs.
 
         Args:
-            now: seconds, on the clock of the arrivals; noted for sequences that start.
+            now: seconds, on the clock of the arrivals; noted in the step, and for sequences that start.
 
         Raises ValueError while a step's tokens are missing (`update`), or the step was lost (`reset`).
         """
@@ -175,7 +176,7 @@ class Scheduler:
         if not plan.work:
             return Step(self._steps)
         self._steps += 1
-        self._step, self._work = plan.step(self._steps), plan.work
+        self._step, self._work = plan.step(self._steps, now), plan.work
         return self._step
 
     def _decode(self, plan: Plan) -> list[Sequence]:
