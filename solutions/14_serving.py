@@ -91,7 +91,7 @@ print(trained)
 # limits: how many run at once, and how many tokens may wait.
 
 # %%
-MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 8, 500)
+MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 500)
 server = Hosted(
     trained.folder,
     {
@@ -542,9 +542,12 @@ display(fig)
 
 # %%
 def scrape():
-    """The server's numbers by name and labels."""
-    text = httpx.get(f"{URL}/metrics", timeout=120).text
-    return {(x.name, *x.labels.values()): x.value for f in text_string_to_metric_families(text) for x in f.samples}
+    """The server's numbers by name and labels, the labels in the order of their names."""
+    text, found = httpx.get(f"{URL}/metrics", timeout=120).text, {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            found[sample.name, *(sample.labels[name] for name in sorted(sample.labels))] = sample.value
+    return found
 
 
 def held():
@@ -585,7 +588,7 @@ with style.use():
     axis.step([at for at, _ in watched], [n for _, n in watched], where="post", color=style.PALETTE[0], label="held")
     axis.axvline(1000 * pace * (MOST - 5), color=style.GREY, linestyle="--", label="the answer would have ended")
     axis.axvline(0, color=style.LIT, label="the reader leaves")
-    axis.set(xlabel="time (ms)", ylabel="blocks", ylim=(-0.2, None))
+    axis.set(xlabel="time (ms)", ylabel="blocks", ylim=(-0.2, None), yticks=range(watched[0][1] + 2))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = (
     f"Blocks held after the reader left: none after {watched[-1][0]:.0f} ms; the answer had {MOST - 5} tokens to go."
@@ -867,6 +870,7 @@ print(f"transformers' generate writes the same text for {same} of 4")
 # %%
 ODD = {"model": NAME, "prompt": "a", "max_tokens": 4}
 BAD = {
+    "NaN in the logits": json.dumps({**ODD, "prompt": [7, POISON, 8]}).encode(),
     "empty body": b"",
     "half of a JSON": b'{"model": ',
     "not UTF-8": b"\xff\xfe\x00",
@@ -875,7 +879,6 @@ BAD = {
     "temperature is a list": json.dumps({**ODD, "temperature": [1]}).encode(),
     "a prompt of 50,000 tokens": json.dumps({**ODD, "prompt": [7] * 50_000}).encode(),
     "a token beyond the vocabulary": json.dumps({**ODD, "prompt": [10**7]}).encode(),
-    "NaN in the logits": json.dumps({**ODD, "prompt": [7, POISON, 8]}).encode(),
 }
 p_bad = predict("14.bad", f"Of these {len(BAD)}: how many are answered 500 or more?", 0, len(BAD), "requests", step=1)
 
@@ -1040,7 +1043,7 @@ p_away = predict("14.away", "Twice the capacity: requests that are turned away?"
 OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.3, 0.7, 1.0, 2.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(8 * load * rate))) if gpu else 50 if load > 1 else 24
+    number = min(2000, max(40, int(8 * load * rate))) if gpu else 64 if load > 1 else 24
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}
@@ -1071,6 +1074,8 @@ with style.use():
         )
     axes[1].plot(OFFERED, [away[load] for load in OFFERED], "o-", color=style.PALETTE[0])
     axes[0].set(yscale="log", xlabel="offered load (capacity = 1)", ylabel="time to first token (ms)")
+    axes[0].yaxis.set_major_formatter("{x:g}")
+    axes[0].yaxis.set_minor_formatter("{x:g}")
     axes[1].set(xlabel="offered load (capacity = 1)", ylabel="turned away (%)")
     axes[0].legend(loc="upper left", bbox_to_anchor=(-0.1, -0.2), ncols=2)
 told = ", ".join(f"{load}: {1000 * share_below(ACCEPTED[load], 0.9):.0f} ms, {away[load]:.0f} %" for load in OFFERED)
@@ -1232,8 +1237,8 @@ def experts_on(domain):
         client.completions.create(model=NAME, prompt=ids[at : at + 200], max_tokens=1, temperature=0)
     end = scrape()
     new = {key[1:]: end[key] - start.get(key, 0) for key in end if key[0] == "labkit_expert_tokens_total"}
-    layers, experts = (sorted({int(key[side]) for key in new}) for side in (0, 1))
-    tokens_LE = np.array([[new[str(layer), str(expert)] for expert in experts] for layer in layers])
+    experts, layers = (sorted({int(key[side]) for key in new}) for side in (0, 1))
+    tokens_LE = np.array([[new[str(expert), str(layer)] for expert in experts] for layer in layers])
     return tokens_LE / tokens_LE.mean(axis=1, keepdims=True)
 
 
