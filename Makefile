@@ -17,7 +17,7 @@ OLD_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 FIND_PYTHON = for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	  if "$$python" -c '$(OLD_ENOUGH)' >/dev/null 2>&1; then echo "$$python"; exit 0; fi; done
 
-.PHONY: help lab test setup-lab setup-test system format release clean
+.PHONY: help lab test setup-lab setup-test system format fuzz release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -79,12 +79,13 @@ $(STAMP_PEERS): Makefile | $(STAMP_TEST)
 	  --target $(VENV)/peers $(PEERS)
 	@touch $@
 
-# Two programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.
-system: ## install Chromium and bubblewrap where possible, else say which tests are skipped
+# Three programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.
+system: ## install Chromium, bubblewrap and promtool where possible, else say which tests are skipped
 	@missing=""; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	  || missing="$$missing chromium"; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then root=""; \
 	elif sudo -n true >/dev/null 2>&1; then root="sudo -n"; else root="no"; fi; \
@@ -95,11 +96,15 @@ system: ## install Chromium and bubblewrap where possible, else say which tests 
 	  echo "  apt-get could not install them"; \
 	fi; \
 	case "$$missing" in *chromium*) echo "! no Chromium: tests marked 'browser' will be skipped (install chromium)";; esac; \
-	case "$$missing" in *bubblewrap*) echo "! no bubblewrap: tests marked 'sandbox' will be skipped (install bubblewrap)";; esac
+	case "$$missing" in *bubblewrap*) echo "! no bubblewrap: tests marked 'sandbox' will be skipped (install bubblewrap)";; esac; \
+	case "$$missing" in *prometheus*) echo "! no promtool: tests marked 'prometheus' will be skipped (install prometheus)";; esac
 
 format: setup-test ## mend style and format where ruff can
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+fuzz: setup-test ## the server under 5,000 requests that schemathesis invents
+	@LABKIT_FUZZ=$${LABKIT_FUZZ:-5000} $(BIN)/python -m pytest tests/serve/test_server_fuzz.py
 
 release: setup-test ## make the student notebooks anew from their masters in solutions/
 	@$(BIN)/labkit release

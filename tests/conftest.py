@@ -1,7 +1,8 @@
 """What every test gets: a private home, one thread, no window; and which tests this machine can run.
 
-A test marked `browser`, `sandbox`, `colab` or `gpu` is skipped where the machine lacks what it needs. `LABKIT_REQUIRE`
-(a list such as "browser,sandbox,colab", set in continuous integration) turns that skip into a failure.
+A test marked `browser`, `sandbox`, `colab`, `prometheus` or `gpu` is skipped where the machine lacks what it needs.
+`LABKIT_REQUIRE` (a list such as "browser,sandbox,colab,prometheus", set in continuous integration) turns that skip into
+a failure.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ def colab_missing() -> str:
     return "" if (folder / "ipywidgets").is_dir() else f"no folder {folder} (make setup-test)"
 
 
+def prometheus_missing() -> str:
+    """Why Prometheus' own checker cannot be asked; empty if it can."""
+    return "" if shutil.which("promtool") else "no promtool on this machine (install prometheus)"
+
+
 def gpu_missing() -> str:
     """Why no GPU can be used; empty if one can."""
     import torch
@@ -62,6 +68,7 @@ PROBES = {
     "browser": functools.cache(browser_missing),
     "sandbox": functools.cache(sandbox_missing),
     "colab": functools.cache(colab_missing),
+    "prometheus": functools.cache(prometheus_missing),
     "gpu": functools.cache(gpu_missing),
 }
 

@@ -83,7 +83,7 @@ def test_ci_is_one_executable_that_calls_make_test():
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
     assert path.read_text().rstrip().endswith("make test")
-    assert 'LABKIT_REQUIRE="${LABKIT_REQUIRE-browser,sandbox,colab}"' in path.read_text()
+    assert 'LABKIT_REQUIRE="${LABKIT_REQUIRE-browser,sandbox,colab,prometheus}"' in path.read_text()
 
 
 def make(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

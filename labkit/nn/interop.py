@@ -7,6 +7,7 @@ than the model itself. Left out on purpose: downloads, quantised formats, pickle
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     implementation: str = "auto",
+    on_progress: Callable[[float], object] | None = None,
 ) -> Transformer:
     """The model of a folder, in evaluation mode.
 
@@ -37,6 +39,7 @@ def load(
         dtype: a floating-point format; None: as stored, which the embedding decides for all. The selection bias stays
             in float32 or wider. device: None: the CPU.
         implementation: of the experts, see `nn.Experts`.
+        on_progress: called after each tensor with the share of them that are read.
 
     Multi-token modules that the configuration names and the folder lacks (transformers does not write them) are left
     out. Published files repeat the embedding and the head in them: such copies, and a head beside tied embeddings, must
@@ -53,11 +56,12 @@ def load(
         wanted = _wanted(model, family)
         _check_names(files, config, {piece.name for found in wanted.values() for piece in found})
         dtype = dtype or files.stored("model.embed_tokens.weight").dtype
-        state = {
-            name: _filled(name, tensor, wanted[name], files, dtype, device)
-            for name, tensor in model.state_dict().items()
-            if name in wanted
-        }
+        state = {}
+        for name, tensor in model.state_dict().items():
+            if name in wanted:
+                state[name] = _filled(name, tensor, wanted[name], files, dtype, device)
+                if on_progress is not None:
+                    on_progress(len(state) / len(wanted))
     return filled(model, state)
 
 

@@ -104,7 +104,9 @@ def test_a_thousand_clients_leave_in_the_middle(served):
 
     async def leave(number: int, places: asyncio.Semaphore) -> None:
         body = json.dumps(ask(number, max_tokens=400, stream=True, ignore_eos=True)).encode()
-        head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        )
         async with places:
             reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
             writer.write(head.encode() + b"\r\n\r\n" + body)
@@ -189,7 +191,9 @@ def test_ten_times_too_much():
         """Some ten times as many clients as there is room for, each asking again at once."""
         end = time.monotonic() + OVERLOAD
         limits = httpx.Limits(max_connections=120)
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=60, verify=False) as web:
+        async with httpx.AsyncClient(
+            base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=60, verify=False
+        ) as web:
 
             async def client(number: int) -> None:
                 while time.monotonic() < end:

@@ -29,10 +29,12 @@ def listen(host: str, port: int) -> socket.socket:
 
     Raises ValueError if the port is taken or may not be used, or the host is not this machine.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port is {port}; give 0 to 65535, 0 for any that is free")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         opened = socket.socket(family, socket.SOCK_STREAM)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise ValueError(f"{host!r} with port {port} is no address: {error}") from None
     try:
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -77,9 +79,18 @@ async def serve(
     """
     app = create_app(backend, tokenizer, settings)
     config = uvicorn.Config(
-        app, http=connections(settings.header_seconds), ws="none", lifespan="on", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=LEAVE_SECONDS, timeout_keep_alive=30,
-    )  # fmt: skip
+        app,
+        http=connections(settings.header_seconds, settings.write_seconds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",  # what goes wrong is told by our own layers
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=LEAVE_SECONDS,
+        timeout_keep_alive=30,
+    )
     server = Server(config)
     ending = Ending(backend, server, drain_seconds)
     tasks = [asyncio.create_task(ending.after(stop))] if stop else []
