@@ -58,7 +58,7 @@ def test_a_long_step_is_no_hang(tmp_path):
 
 def test_killed_at_random_moments_no_token_is_lost_and_none_comes_twice():
     async def run():
-        draw = random.Random(3)
+        draw, steps = random.Random(3), []
         async with working(pace=0.0005) as worker:
             for turn in range(20):
                 asked = requests(16, seed=turn, longest=80)
@@ -69,7 +69,9 @@ def test_killed_at_random_moments_no_token_is_lost_and_none_comes_twice():
                 await answers
                 while worker.pid in (pid, None) or not worker.health().ready:
                     await asyncio.sleep(0.005)
+                steps.append(worker.load().steps)
             assert worker.health().restarts == 20
+            assert sorted(set(steps)) == steps  # what is counted only grows
 
     asyncio.run(run())
 
@@ -283,7 +285,10 @@ def test_while_it_is_replaced_requests_are_accepted_and_wait(tmp_path):
             health = worker.health()
             assert health.alive
             assert "SIGKILL" in health.reason
-            await all_right(worker, requests(4))
+            answers = asyncio.create_task(all_right(worker, requests(4)))
+            await asyncio.sleep(0.02)
+            assert worker.load().waiting == 4
+            await answers
 
     asyncio.run(run())
 
