@@ -15,7 +15,7 @@ from worker_help import MARK, QUICK, all_right, ask, lives, read, requests, righ
 from labkit.serve.engine import SamplingParams, Unavailable
 from labkit.serve.worker import Policy, Spec, Worker
 
-IMPATIENT = Policy(patience=1.5, first_delay=0.01, longest_delay=0.05)
+IMPATIENT = Policy(patience=2.5, first_delay=0.01, longest_delay=0.05)
 GUILTY = (MARK, 1), SamplingParams(20)
 
 
@@ -316,7 +316,7 @@ def test_a_target_that_is_not_there_is_told_to_the_caller(target):
 
 @pytest.mark.parametrize(("kind", "why"), [("die", "SIGKILL"), ("freeze", "no sign of life"), ("hang", "no progress")])
 def test_a_death_while_loading_is_told_to_the_caller(kind, why, tmp_path):
-    policy = Policy(loading_patience=1.5, patience=1.5)
+    policy = Policy(loading_patience=4, patience=2.5)
     options = {"loading": [Fault(kind, 2)], "folder": str(tmp_path)}
 
     async def run():
