@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from labkit.course import bench, export
+from labkit.course import serve as server
 
 app = typer.Typer(
     help="Mixture-of-Experts from scratch: open, run, check and grade the labs.",
@@ -26,6 +27,7 @@ app = typer.Typer(
 EXTRAS = {
     "jupyterlab": "lab", "jupytext": "lab", "papermill": "lab", "nbclient": "lab", "ipykernel": "lab",
     "nbgrader": "grade", "onnx": "serve", "onnxruntime": "serve",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
 }  # fmt: skip
 
 Numbers = Annotated[
@@ -182,6 +184,7 @@ def grade(
 
 app.command(epilog=bench.EXAMPLE)(bench.bench)
 app.command(epilog=export.EXAMPLE)(export.export)
+app.command(epilog=server.EXAMPLE)(server.serve)
 
 
 def _install(extra: str) -> str:

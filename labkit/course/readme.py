@@ -16,7 +16,7 @@ PLACES = {
     "notebooks": "the labs, for learners: generated, no outputs",
     "solutions": "`NN_name.py`, the masters, the only place a lab is edited; `NN_name.ipynb`, solved and executed",
     "data": "the claims, the map of the course and a small trained model, each with its origin",
-    "docs": "the log of the kernels: every version, what was expected of it and what came",
+    "docs": "the log of the kernels: every version, what was expected of it and what came; what the server understands",
     "tests": "mirror labkit/; near_misses/ holds wrong answers that each check must reject",
 }
 

@@ -17,8 +17,7 @@ from labkit.kernels import dispatch, paged_attention
 from labkit.nn.model import Transformer
 from labkit.nn.moe import MoE
 from labkit.serve.engine.batch import Batch, Shape
-from labkit.serve.engine.runner import Pass, TorchRunner, flat_pass
-from labkit.serve.engine.sampler import best
+from labkit.serve.engine.runner import TorchRunner
 from labkit.serve.scheduler.limits import Limits
 from labkit.serve.scheduler.step import Chunk
 
@@ -118,8 +117,8 @@ class GraphRunner(TorchRunner):
     def _shape(self, size: int) -> Shape:
         return Shape(size, size, self._width, size)
 
-    def _fill(self, chunks: Sequence[Chunk], shape: Shape) -> None:
-        self._raw[: shape.nbytes].copy_(self.packer.pack(chunks, shape), non_blocking=True)
+    def _fill(self, chunks: Sequence[Chunk], shape: Shape, sources: Sequence[int] | None = None) -> None:
+        self._raw[: shape.nbytes].copy_(self.packer.pack(chunks, shape, sources), non_blocking=True)
 
     def _batch(self, size: int) -> Batch:
         return self._shape(size).batch(self._raw, 1, self._context, size)
@@ -127,25 +126,20 @@ class GraphRunner(TorchRunner):
     @torch.no_grad()
     def _compute(self, size: int) -> Outputs:
         batch = self._batch(size)
-        hidden_TD, records = flat_pass(self.model, self.cache, batch)
-        self._tally.add(records, batch)
-        logits_RV = self.model.head(hidden_TD)
-        return hidden_TD, logits_RV, best(logits_RV)
+        return self._pass(batch, self._ids(batch))
 
     def _warm_up(self) -> None:
         """Compile what prompts need, before the first one waits for it; the entries go into the spare block."""
         size, spare = self.limits.block_size, self.limits.num_blocks
         most = min(self.limits.max_tokens_per_step, self.limits.max_context)
         for count in sorted({min(count, most) for count in (2, 64, 512, most)}):
-            self._run([Chunk("", 0, (0,) * count, (spare,) * -(-count // size), True)])
+            super()._forward([Chunk("", 0, (0,) * count, (spare,) * -(-count // size), True)], None)
 
-    def run(self, chunks: Sequence[Chunk]) -> Pass:
-        """See `Runner`."""
+    def _forward(self, chunks: Sequence[Chunk], sources: Sequence[int] | None) -> Outputs:
         count = len(chunks)
         if count > self._sizes[-1] or any(len(chunk.tokens) > 1 or not chunk.samples for chunk in chunks):
-            return self._run(chunks)
+            return super()._forward(chunks, sources)
         size = self._sizes[bisect_left(self._sizes, count)]
-        self._fill(chunks, self._shape(size))
-        hidden_TD, logits_RV, best_R = self._replays[size]()
+        self._fill(chunks, self._shape(size), sources)
         self._tally.passed()
-        return Pass(self.model, hidden_TD, logits_RV, best_R[:count].tolist())
+        return self._replays[size]()
