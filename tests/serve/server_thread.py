@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -62,6 +63,12 @@ class Served:
             return work()
 
         return asyncio.run_coroutine_threadsafe(do(), self.loop).result(10)
+
+    def open_connections(self) -> int:
+        """How many clients' sockets the server has open."""
+        mine = f":{self.port:04X}"
+        lines = [line.split() for line in Path("/proc/self/net/tcp").read_text().splitlines()[1:]]
+        return sum(line[1].endswith(mine) and line[3] == "01" for line in lines)
 
     def post(self, path: str, body: object = None, **more: Any) -> httpx.Response:
         """One request; `body` as JSON, or `content` as it is."""

@@ -11,7 +11,18 @@ import pytest
 
 @pytest.mark.parametrize(
     "module",
-    ["cache.blocks", "scheduler", "scheduler.simulate", "workload", "batching", "engine.backend", "timeline"],
+    [
+        "cache.blocks",
+        "scheduler",
+        "scheduler.simulate",
+        "workload",
+        "batching",
+        "engine.backend",
+        "timeline",
+        "server.settings",
+        "server.model",
+        "server.keys",
+    ],
 )
 def test_counting_needs_no_torch(module):
     here = str(Path(__file__).parents[2])

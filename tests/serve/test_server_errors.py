@@ -242,6 +242,14 @@ def test_what_is_no_http_is_told_so(served, data):
     assert served.get("/health").status_code == 200
 
 
+def test_a_path_that_is_no_text_and_two_requests_at_once(served):
+    head = b"GET %s HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert served.raw(head % b"/\xff", 0.5).split(b" ")[1] in (b"400", b"404")
+    assert served.raw(head % b"/%ff%fe?%00", 0.5).split(b" ")[1] == b"404"
+    got = served.raw(head % b"/health" + head % b"/ready", 0.5)
+    assert got.count(b"HTTP/1.1 200 OK") == 2
+
+
 def test_two_lengths_are_refused(served):
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
     got = served.raw(head + b"content-length: 5\r\ncontent-length: 6\r\n\r\n{}", 3)

@@ -126,13 +126,14 @@ def test_who_does_not_read_is_cut_off_and_holds_nobody_back():
 
 def test_who_reads_nothing_at_all_is_left_after_a_while():
     backend = Scripted(max_context=4096, num_blocks=4096)
-    with Served(backend, TEXT, Settings(max_unread=4000, write_seconds=0.3)) as served:
+    with Served(backend, TEXT, Settings(max_unread=100_000, write_seconds=0.3)) as served:
         wire = socket.socket()
         wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         wire.connect(("127.0.0.1", served.port))
-        wire.sendall(request(TEXTS, ask(max_tokens=3000, logprobs=20, stream=True)))
+        wire.sendall(request(TEXTS, ask(prompt=["a"] * 8, max_tokens=1000, logprobs=20, stream=True)))
         until(lambda: served.get("/metrics").text.count("labkit_requests_in_flight 0.0") == 1 and backend.salts, 30)
         until(lambda: backend.held == {})
+        until(lambda: served.open_connections() == 1, 5)  # that of the test's other requests
         wire.close()
 
 

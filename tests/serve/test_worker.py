@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import random
+import threading
+from multiprocessing import resource_tracker
+from pathlib import Path
 
 import pytest
-from worker_help import QUICK, all_right, ask, read, requests, right, working
+from standin_engine import Fault
+from worker_help import QUICK, all_right, ask, lives, read, requests, right, working
 
 from labkit.serve.engine import Delta, SamplingParams, Stream, Unavailable
 from labkit.serve.scheduler import Full, Limits
@@ -43,11 +47,12 @@ def test_an_unseeded_draw_is_drawn_here_so_that_another_child_would_draw_the_sam
 @pytest.mark.parametrize(
     ("prompt", "params", "named"),
     [
-        ((), SamplingParams(), "one or more"),
-        ("text", SamplingParams(), "token ids"),
-        ((1, 1 << 16), SamplingParams(), "vocabulary"),
-        ((1, -1), SamplingParams(), "0 or more"),
-        ((1, True), SamplingParams(), "True"),
+        ((), SamplingParams(), "at least one"),
+        ("text", SamplingParams(), "no token"),
+        ((1, 1 << 16), SamplingParams(), "no token"),
+        ((1, -1), SamplingParams(), "no token"),
+        ((1, True), SamplingParams(), "no token"),
+        ((1,), SamplingParams(stop_token_ids=(1 << 16,)), "stop_token_ids"),
         ((1,), SamplingParams(4_096), "4096"),
     ],
 )
@@ -193,7 +198,20 @@ def test_a_thousand_requests_and_cancellations_leave_nothing_behind():
             flight = worker._flight
             assert (flight.held, flight.sent, flight.waiting()) == ({}, {}, (0, 0))
 
+    resource_tracker.ensure_running()  # it stays, and keeps a file open
+    before = open_files()
     asyncio.run(run())
+    assert open_files() == before
+
+
+def open_files() -> int:
+    """Of this process, once the threads of all workers have ended; 0 where that cannot be told."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("worker-"):
+            thread.join(30)
+            assert not thread.is_alive()
+    folder = Path("/proc/self/fd")
+    return len(list(folder.iterdir())) if folder.exists() else 0
 
 
 def test_news_of_one_that_was_cancelled_do_not_say_that_the_child_let_go():
@@ -295,6 +313,20 @@ def test_closing_ends_streams_and_the_process():
             with pytest.raises(Unavailable, match="closed"):
                 worker.submit((1,), LONG)
             await worker.close()
+
+    asyncio.run(run())
+
+
+def test_a_child_that_does_not_hear_is_closed_all_the_same(tmp_path):
+    async def run():
+        policy = Policy(grace=0.3)
+        async with working(policy, faults=[Fault("hang", 5, at=1)], folder=str(tmp_path)) as worker:
+            stream = worker.submit((5,), LONG)
+            await stream.__anext__()
+            await asyncio.sleep(0.1)
+            pid = worker.pid
+            await worker.close()
+            assert not lives(pid)
 
     asyncio.run(run())
 

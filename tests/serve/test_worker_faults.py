@@ -140,6 +140,24 @@ def test_a_long_bystander_holds_up_nobody(tmp_path):
     asyncio.run(run())
 
 
+def test_reports_go_on_across_a_death():
+    async def run():
+        async with working(pace=0.001) as worker:
+            reports = []
+            worker.subscribe(reports.append)
+            for _ in range(2):
+                answers = asyncio.create_task(all_right(worker, requests(4)))
+                while not reports:
+                    await asyncio.sleep(0.005)
+                os.kill(worker.pid, signal.SIGKILL)
+                await answers
+                assert reports[-1].step.chunks
+                assert all(chunk.blocks for report in reports for chunk in report.step.chunks)
+                reports.clear()
+
+    asyncio.run(run())
+
+
 def test_draining_goes_on_across_a_death():
     async def run():
         async with working(pace=0.002) as worker:
@@ -183,6 +201,35 @@ def test_it_can_be_closed_at_any_moment(moment, tmp_path):
             await worker.close()
             assert (await task)[0].finish == "cancelled"
             assert pid is None or not lives(pid)
+
+    asyncio.run(run())
+
+
+def test_arrivals_cancellations_and_killers_all_at_once(tmp_path):
+    faults = [Fault("die", MARK, at=3), Fault("raise", MARK + 1, at=9), Fault("slow", MARK + 2, at=6)]
+    draw = random.Random(11)
+
+    async def one(worker, asked):
+        await asyncio.sleep(draw.random() * 0.3)
+        prompt, params = asked
+        stream = worker.submit(prompt, params)
+        if draw.random() < 0.2:
+            await asyncio.sleep(draw.random() * 0.05)
+            stream.cancel()
+            return True
+        answers = await read(stream, params.n)
+        if MARK in prompt or MARK + 1 in prompt:
+            return all(answer.finish == "error" for answer in answers)
+        return answers == right(prompt, params)
+
+    async def run():
+        async with working(faults=faults, folder=str(tmp_path), pace=0.0005) as worker:
+            asked = requests(60, seed=4)
+            asked += [((MARK + at % 3, at), SamplingParams(30)) for at in range(6)]
+            draw.shuffle(asked)
+            assert all(await asyncio.gather(*[one(worker, each) for each in asked]))
+            await all_right(worker, requests(4))
+            assert (worker._flight.held, worker._flight.sent) == ({}, {})
 
     asyncio.run(run())
 

@@ -157,6 +157,7 @@ def description(app: FastAPI, service: Service) -> dict[str, Any]:
         schema = body.model_json_schema(ref_template="#/components/schemas/{model}")
         parts |= schema.pop("$defs", {})
         schema["properties"]["model"] = {"type": "string", "enum": [service.model]}
+        _narrow(schema["properties"], service)
         parts[body.__name__] = schema
     for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, which never come
         parts.pop(name, None)
@@ -168,6 +169,16 @@ def description(app: FastAPI, service: Service) -> dict[str, Any]:
             if service.settings.keys and path.startswith("/v1/"):
                 operation["security"] = [{"key": []}]
     return made
+
+
+def _narrow(properties: dict[str, Any], service: Service) -> None:
+    """Say what this model and these settings allow, where that is less than the interface could."""
+    info, settings = service.info, service.settings
+    new = min(settings.max_output_tokens or info.max_context, info.max_context - 1)
+    for name, most in (("max_tokens", new), ("max_completion_tokens", new), ("n", settings.max_choices)):
+        for form in properties.get(name, {}).get("anyOf", ()):
+            if "maximum" in form:
+                form["maximum"] = min(form["maximum"], most)
 
 
 def _mend(operation: dict[str, Any]) -> None:

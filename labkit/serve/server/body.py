@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from concurrent.futures import Executor
-from typing import Any
+from typing import TypeVar
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
 from labkit.serve.server import strict_json
+from labkit.serve.server.asked import Asked, understand
 from labkit.serve.server.errors import ApiError, refused
 from labkit.serve.server.settings import Settings
 
-PARSED_INLINE = 1 << 16  # bytes; more are read in a thread
+Kind = TypeVar("Kind", bound=Asked)
 _CLOSE = {"Connection": "close"}
 
 
@@ -21,26 +21,28 @@ class Gone(Exception):
     """The client has left; there is nobody to answer."""
 
 
-async def read_json(headers: Headers, receive: Receive, settings: Settings, threads: Executor) -> Any:
-    """The JSON that a client sends.
+async def read_body(headers: Headers, receive: Receive, settings: Settings) -> bytes:
+    """What a client sends.
 
-    Raises ApiError: 415 for another kind of body, 413 for one that is too large, 408 for one that comes too slowly, 400
-    for one that is not strict JSON; `Gone` if the client leaves.
+    Raises ApiError: 415 for another kind of body, 413 for one that is too large, 408 for one that comes too slowly;
+    `Gone` if the client leaves.
     """
     _check_kind(headers)
     try:
         async with asyncio.timeout(settings.body_seconds):
-            data = await _read(headers, receive, settings.max_body_bytes)
+            return await _read(headers, receive, settings.max_body_bytes)
     except TimeoutError:
         message = f"the body did not arrive within {settings.body_seconds:g} seconds"
         raise ApiError(408, message, code="body_timeout", headers=_CLOSE) from None
+
+
+def understood(kind: type[Kind], data: bytes, max_depth: int) -> Kind:
+    """A body as what it asks. Raises ApiError (400) for one that is not strict JSON, or asks for what is unknown."""
     try:
-        if len(data) <= PARSED_INLINE:
-            return strict_json.read(data, settings.max_depth)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(threads, strict_json.read, data, settings.max_depth)
+        body = strict_json.read(data, max_depth)
     except ValueError as error:
         raise refused(str(error), code="invalid_json") from None
+    return understand(kind, body)
 
 
 def _check_kind(headers: Headers) -> None:

@@ -12,27 +12,48 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from labkit.serve.server.errors import ApiError
 
 
-def connections(header_seconds: float) -> type[H11Protocol]:
-    """The class of connections that close if the head of a request takes longer than so many seconds."""
+def connections(header_seconds: float, write_seconds: float) -> type[H11Protocol]:
+    """The class of connections that wait so long for the head of a request, and for a client to take its answer."""
 
     class Patient(Connection):
-        seconds = header_seconds
+        seconds, leave_seconds = header_seconds, write_seconds
 
     return Patient
 
 
-class Connection(H11Protocol):
-    """uvicorn's own, with a limit on the time that a request's head takes to arrive.
+class Leaving:
+    """A transport that, once closed, does not wait for ever until its client has taken what was written.
 
-    Between requests uvicorn's keep-alive limit holds; this one runs from the first byte (or from the beginning of the
-    connection) until the head is there.
+    Args:
+        transport: of asyncio.
+        seconds: after which what is left is thrown away.
     """
 
-    seconds = 20.0
+    def __init__(self, transport: Any, seconds: float) -> None:
+        self._transport, self._seconds = transport, seconds
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        """No more is written; the client has some seconds to read the rest."""
+        if not self._transport.is_closing():
+            asyncio.get_running_loop().call_later(self._seconds, self._transport.abort)
+        self._transport.close()
+
+
+class Connection(H11Protocol):
+    """uvicorn's own, with a limit on the time that a request's head takes to arrive, and an answer to be taken.
+
+    Between requests uvicorn's keep-alive limit holds; that on the head runs from the first byte (or from the beginning
+    of the connection) until the head is there.
+    """
+
+    seconds, leave_seconds = 20.0, 30.0
     _head: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(Leaving(transport, self.leave_seconds))
         self._wait_for_head()
 
     def connection_lost(self, exc: Exception | None) -> None:

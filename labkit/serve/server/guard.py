@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import secrets
+import time
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -53,7 +54,7 @@ class Guard:
             await self.app(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        status = 0
+        status, began = 0, time.monotonic()
         scope["request_id"] = id = f"{self._prefix}-{next(self._numbers)}"
 
         async def noting(message: Message) -> None:
@@ -75,7 +76,9 @@ class Guard:
                 error = ApiError(500, "the server failed on this request; it goes on with others", code="internal")
                 await error.response()(scope, receive, noting)
         finally:
-            self.metrics.requests.labels(route_of(scope["path"]), str(status or 499)).inc()
+            route, status = route_of(scope["path"]), status or 499
+            self.metrics.requests.labels(route, str(status)).inc()
+            log.info("%s %s %s %d %.3f s", id, scope["method"], route, status, time.monotonic() - began)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

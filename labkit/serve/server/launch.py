@@ -79,9 +79,18 @@ async def serve(
     """
     app = create_app(backend, tokenizer, settings)
     config = uvicorn.Config(
-        app, http=connections(settings.header_seconds), ws="none", lifespan="on", log_config=None, access_log=False,
-        server_header=False, proxy_headers=False, timeout_graceful_shutdown=LEAVE_SECONDS, timeout_keep_alive=30,
-    )  # fmt: skip
+        app,
+        http=connections(settings.header_seconds, settings.write_seconds),
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",  # what goes wrong is told by our own layers
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=LEAVE_SECONDS,
+        timeout_keep_alive=30,
+    )
     server = Server(config)
     ending = Ending(backend, server, drain_seconds)
     tasks = [asyncio.create_task(ending.after(stop))] if stop else []

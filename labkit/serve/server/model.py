@@ -63,6 +63,7 @@ def build(model: Model, on_progress: Callable[[float, str], object] = lambda sha
     """
     on_progress(0.05, "starting torch")
     import torch
+    from tokenizers import Tokenizer
 
     from labkit.serve.engine import Engine, SamplingParams
     from labkit.serve.engine.loading import default_limits, eos_of, tokenizer_of
@@ -80,8 +81,8 @@ def build(model: Model, on_progress: Callable[[float, str], object] = lambda sha
     limits = default_limits(network, model.max_context)
     room = max(limits.max_tokens_per_step, wanted.get("max_sequences", 0))
     limits = replace(limits, **wanted, max_tokens_per_step=room)
-    tokenizer = tokenizer_of(model.folder)
-    eos = eos_of(Path(model.folder), tokenizer)
+    tokenizer = Tokenizer.from_file(str(Path(model.folder) / "tokenizer.json"))
+    eos = eos_of(Path(model.folder)) or eos_of(Path(model.folder), tokenizer_of(model.folder))
     engine = Engine(network, tokenizer, limits, eos_token_ids=eos, name=model.name)
     on_progress(0.9, "the first answer")
     engine.generate([[0]], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))

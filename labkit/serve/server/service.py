@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 from starlette.requests import Request
@@ -12,8 +14,8 @@ from starlette.responses import Response
 
 from labkit.serve.engine import Backend, Info, SamplingParams
 from labkit.serve.server.answering import Answer, Shape, Tally
-from labkit.serve.server.asked import Asked, understand
-from labkit.serve.server.body import Gone, read_json
+from labkit.serve.server.asked import Asked
+from labkit.serve.server.body import Gone, read_body, understood
 from labkit.serve.server.errors import ApiError, JsonResponse, refused, shortened
 from labkit.serve.server.metrics import Metrics
 from labkit.serve.server.prompts import PromptReader, answer_tokens
@@ -24,6 +26,7 @@ from labkit.serve.server.stream import EventStream, unless_gone
 from labkit.serve.server.text import Text
 
 Kind = TypeVar("Kind", bound=Asked)
+READ_INLINE = 1 << 15  # bytes of a body; longer ones are read in a thread
 THREADS = 2  # for long texts; they wait for each other, so that they cannot take the whole machine
 
 
@@ -54,8 +57,10 @@ class Service:
 
     async def asked(self, kind: type[Kind], request: Request) -> Kind:
         """What a request asks. Raises ApiError if that is not clear, or asks another model."""
-        body = await read_json(request.headers, request.receive, self.settings, self.threads)
-        asked = understand(kind, body)
+        data = await read_body(request.headers, request.receive, self.settings)
+        work = partial(understood, kind, data, self.settings.max_depth)
+        inline = len(data) <= READ_INLINE
+        asked = work() if inline else await asyncio.get_running_loop().run_in_executor(self.threads, work)
         self.need_model(asked.model)
         if asked.stream_options is not None and not asked.stream:
             raise refused("stream_options needs stream: true", "stream_options", "invalid_value")

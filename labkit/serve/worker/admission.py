@@ -5,27 +5,25 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
-from labkit.core.whole import need_whole
+from labkit.serve.engine.admission import check_prompt
 from labkit.serve.engine.backend import Info
 from labkit.serve.engine.params import SamplingParams
 from labkit.serve.scheduler.limits import Full, Limits
 from labkit.serve.scheduler.step import Load
 
 
-def admit(info: Info, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[int, ...]:
+def admit(info: Info, limits: Limits | None, prompt: Sequence[int], params: SamplingParams) -> tuple[int, ...]:
     """The prompt, if this request could run on an empty engine.
+
+    Args:
+        limits: of the engine; None: what `info` says of them.
 
     Raises ValueError for one that could not, and for options that do not travel between processes.
     """
-    if isinstance(prompt_ids, str | bytes) or not prompt_ids:
-        raise ValueError(f"the prompt is {prompt_ids!r}; give one or more token ids")
-    prompt = tuple(prompt_ids)
-    for token in prompt:
-        need_whole("a token of the prompt", token, 0)
-    if max(prompt) >= info.vocab_size:
-        raise ValueError(f"token {max(prompt)} is in the prompt; the vocabulary ends at {info.vocab_size - 1}")
-    limits = Limits(info.num_blocks, info.block_size, info.max_context, info.max_sequences, info.max_sequences)
-    limits.fit(len(prompt), params.max_tokens)
+    limits = limits or Limits(
+        info.num_blocks, info.block_size, info.max_context, info.max_sequences, info.max_sequences
+    )
+    prompt = check_prompt(prompt, params, limits, info.vocab_size)
     if params.json_schema is not None:
         try:
             pickle.dumps(params)

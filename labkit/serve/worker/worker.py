@@ -66,7 +66,7 @@ class Worker:
     async def start(self) -> None:
         """Load the engine; returns when it is ready.
 
-        Raises what building it raised (its own type if that is one of Python's, else RuntimeError; with its own
+        Raises what building it raised (of its own type if this process knows it, else RuntimeError; with its own
         message), and RuntimeError if the child dies meanwhile, or the worker was started before.
         """
         await self._supervisor.start()
@@ -80,7 +80,7 @@ class Worker:
         """
         if self._draining or not self._supervisor.accepts:
             raise Unavailable(f"nothing is accepted; the worker is {self._standing()}")
-        prompt = admit(self.info, prompt_ids, params)
+        prompt = admit(self.info, self._limits, prompt_ids, params)
         if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(salt, str):
             raise ValueError(f"priority is {priority!r} and salt {salt!r}; give a whole number and a text")
         need_room(self._limits, self._load, self._flight.waiting(), len(prompt) + params.max_tokens)
@@ -139,7 +139,7 @@ class Worker:
             for request in self._flight.due():
                 self._supervisor.send(request.command())
             self._supervisor.expect(bool(self._flight.sent))
-        if self._flight.open:
+        if self._flight.busy:
             self._idle.clear()
         else:
             self._idle.set()
@@ -176,7 +176,6 @@ class Worker:
             limits,
             replace(IDLE, blocks=info.num_blocks, free_blocks=info.num_blocks),
         )
-        self._reports = Reports()
         if self._listeners:
             self._supervisor.send(("report",))
         self._settle()
