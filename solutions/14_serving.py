@@ -932,8 +932,9 @@ display(fig)
 print(f"answers that changed: {changed} of 8 · blocks still held: {held()}")
 
 # %% [markdown]
-# Not one letter. The NaN stayed in its own row, its blocks were forgotten, so that nobody finds them by a common
-# prefix, and its request alone ended with an error.
+# The NaN stayed in its own row, its blocks were forgotten, so that nobody finds them by a common prefix, and its
+# request alone ended with an error. (Our server computes in float32. In 16 bits a matrix product may be rounded
+# otherwise for eight rows than for one, and where two tokens are as good as equally likely that decides.)
 
 # %% [markdown]
 # We could think of nine. **Schemathesis** reads `/openapi.json` and thinks of more: values that fit the schema and
@@ -946,9 +947,7 @@ if find_spec("schemathesis"):
     from hypothesis import seed as seeded
 
     replies, schema = {}, schemathesis.openapi.from_url(f"{URL}/openapi.json")
-    how = settings(
-        max_examples=100 if gpu else 6, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    how = settings(max_examples=40 if gpu else 6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     for operation in schema.get_all_operations():
         made = operation.ok()
 
@@ -1043,7 +1042,7 @@ p_away = predict("14.away", "Twice the capacity: requests that are turned away?"
 OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.3, 0.7, 1.0, 2.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(8 * load * rate))) if gpu else 64 if load > 1 else 24
+    number = min(2000, max(40, int(6 * load * rate))) if gpu else 64 if load > 1 else 24
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}
@@ -1485,7 +1484,7 @@ clinic()
 # %% [markdown]
 # ## 11 · Recap
 #
-# Six questions. Each can be failed, and each wrong answer has its own reply.
+# Six questions. Each can be failed, and each wrong answer has its own reply. (The cell closes the server as well.)
 
 # %%
 recap("14")
