@@ -91,7 +91,7 @@ print(trained)
 # limits: how many run at once, and how many tokens may wait.
 
 # %%
-MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 500)
+MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 900)
 server = Hosted(
     trained.folder,
     {
@@ -1006,14 +1006,15 @@ REQUESTS = [(lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.ra
 
 # %%
 async def closed_loop(clients, number):
-    """Clients that wait for their answers: what came of all requests, and requests per second."""
+    """Clients that wait for their answers: what came of those that were accepted, and how many those were a second."""
     began, waiting = time.perf_counter(), iter(REQUESTS[:number])
 
     async def client():
         return [await one(*request) for request in waiting]
 
     found = await asyncio.gather(*(client() for _ in range(clients)))
-    return [result for part in found for result in part], number / (time.perf_counter() - began)
+    accepted = [result for part in found for result in part if result[0] == 200]
+    return accepted, len(accepted) / (time.perf_counter() - began)
 
 
 async def open_loop(rate, number):
@@ -1042,7 +1043,7 @@ p_away = predict("14.away", "Twice the capacity: requests that are turned away?"
 OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.3, 0.7, 1.0, 2.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(6 * load * rate))) if gpu else 64 if load > 1 else 24
+    number = min(2000, max(40, int(6 * load * rate))) if gpu else 96 if load > 1 else 24
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}
