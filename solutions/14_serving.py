@@ -47,6 +47,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -997,8 +998,16 @@ async def one(prompt, length):
 
 
 SIZES = ((64, 512), (32, 128)) if gpu else ((16, 48), (8, 24))
-lots = random.Random(seed)
-REQUESTS = [(lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.randint(*SIZES[1])) for _ in range(2000)]
+
+
+def people():
+    """Prompts and lengths, no two alike, so that no prompt is found in the cache."""
+    lots = random.Random(seed)
+    while True:
+        yield lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.randint(*SIZES[1])
+
+
+CROWD = people()
 
 # %% [markdown]
 # First the closed loop, with as many clients as the engine runs at once: that is its capacity.
@@ -1007,7 +1016,7 @@ REQUESTS = [(lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.ra
 # %%
 async def closed_loop(clients, number):
     """Clients that wait for their answers: what came of those that were accepted, and how many those were a second."""
-    began, waiting = time.perf_counter(), iter(REQUESTS[:number])
+    began, waiting = time.perf_counter(), islice(CROWD, number)
 
     async def client():
         return [await one(*request) for request in waiting]
@@ -1020,7 +1029,7 @@ async def closed_loop(clients, number):
 async def open_loop(rate, number):
     """Requests by the clock, in a Poisson process of this rate, whatever the server does."""
     clock, at, tasks, began = random.Random(seed), 0.0, [], time.perf_counter()
-    for request in REQUESTS[:number]:
+    for request in islice(CROWD, number):
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
         tasks.append(asyncio.create_task(one(*request)))
         at += clock.expovariate(rate)
@@ -1030,8 +1039,7 @@ async def open_loop(rate, number):
 elsewhere(closed_loop(TOGETHER, 2 * TOGETHER))  # warm
 before = scrape()
 closed, rate = elsewhere(closed_loop(TOGETHER, 8 * TOGETHER if gpu else 3 * TOGETHER))
-tokens_each = sum(length for _, length in REQUESTS[: len(closed)]) / len(closed)
-print(f"capacity on {where}: {rate:.1f} requests/s, {rate * tokens_each:,.0f} tokens/s")
+print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) / 2:,.0f} tokens/s")
 
 # %% [markdown]
 # At twice that rate, what share of the requests is turned away (429)?
