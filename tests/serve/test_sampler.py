@@ -18,7 +18,7 @@ ROWS = st.builds(
     SamplingParams,
     temperature=st.sampled_from([0.3, 1.0, 2.5]),
     top_k=st.sampled_from([0, 1, 3, 50]),
-    top_p=st.sampled_from([0.01, 0.5, 0.9, 1.0]),
+    top_p=st.sampled_from([1e-9, 0.5, 0.9, 1.0]),
 )
 
 

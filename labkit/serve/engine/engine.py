@@ -79,7 +79,7 @@ class Engine:
         self._requests: dict[str, Request] = {}
         self.running: dict[str, Continuation] = {}
         self.news: list[Delta] = []  # of what ended before its first step
-        self._particular: set[str] = set()  # requests for which no step is computed ahead
+        self.particular: set[str] = set()  # requests for which no step is computed ahead
         ahead = getattr(runner, "ahead", False) if ahead is None else ahead
         self._ahead = Ahead(self) if ahead else None
         self._grammars: Grammars | None = None
@@ -155,7 +155,7 @@ class Engine:
         """A request is under way."""
         self._requests[request.id] = request
         if request.particular:
-            self._particular.add(request.id)
+            self.particular.add(request.id)
 
     def add(
         self,
@@ -236,7 +236,7 @@ class Engine:
         """
         news, self.news = self.news, []
         if self._ahead is not None:
-            if not self._particular:
+            if not self.particular:
                 return news + self._ahead.step()
             news += self._ahead.land()
         began = self.clock()
@@ -281,7 +281,7 @@ class Engine:
         self.scheduler.fork(request.open[0].id, [one.id for one in new])
         self.running.update((one.id, one) for one in new)
         if not request.particular:
-            self._particular.discard(request.id)
+            self.particular.discard(request.id)
         return new
 
     def tell(self, continuation: Continuation, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> Sequence[Delta]:
@@ -321,7 +321,7 @@ class Engine:
         del request.open[continuation.index]
         if not request.open:
             self._requests.pop(request.id, None)
-            self._particular.discard(request.id)
+            self.particular.discard(request.id)
 
     # --- whole answers
 

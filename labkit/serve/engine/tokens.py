@@ -70,7 +70,8 @@ class Tokens:
             at += 1
         if others:
             self._choose(others, outcome, failed)
-        self._read_prompts(chunks, outcome)
+        if self._engine.particular:
+            self._read_prompts(chunks, outcome)
 
     def _choose(self, others: list[tuple[Continuation, int, int]], outcome: Outcome, failed: dict[str, str]) -> None:
         places = sorted({at for _, at, _ in others})
