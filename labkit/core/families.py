@@ -164,6 +164,12 @@ def _write_v2(model: ModelConfig, theirs: Fields) -> None:
     theirs["topk_method"] = "greedy" if model.moe.num_groups == 1 else "group_limited_greedy"
 
 
+def _write_v3(model: ModelConfig, theirs: Fields) -> None:
+    """What transformers takes for granted in this family, and vLLM and SGLang read: vLLM would take a softmax."""
+    _write_mla(model, theirs)
+    theirs |= {"scoring_func": "sigmoid", "topk_method": "noaux_tc", "moe_layer_freq": 1}
+
+
 def _read_inference(theirs: Fields, ours: Fields) -> None:
     ours["num_kv_heads"] = None
     _read_mla(theirs, ours)
@@ -247,7 +253,7 @@ FAMILIES: Mapping[str, Family] = {
         must={**_SILU, **_PLAIN_TP, "moe_layer_freq": (1,), "scoring_func": ("sigmoid",),
               "topk_method": ("noaux_tc",)},
         aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
-        derived=_MLA_KEYS, read=_read_mla, write=_write_mla,
+        derived=_MLA_KEYS, read=_read_mla, write=_write_v3,
     ),
     "gpt_oss": Family(
         "GPT-OSS (transformers)",

@@ -67,6 +67,18 @@ def write_rope(model: ModelConfig) -> Fields:
     }
 
 
+def older_rope(model: ModelConfig) -> Fields:
+    """The same in the words of transformers 4, for programs that know only those; both may stand in one file.
+
+    >>> from labkit.core.presets import preset
+    >>> older_rope(preset("mixtral-8x7b"))
+    {'rope_theta': 1000000.0, 'rope_scaling': None}
+    """
+    values = write_rope(model)
+    theta, kind = values.pop("rope_theta"), values["rope_type"]
+    return {"rope_theta": theta, "rope_scaling": None if kind == "default" else {**values, "type": kind}}
+
+
 def _yarn(values: Fields, max_context: int) -> YarnConfig:
     given = {_YARN[key]: value for key, value in values.items() if value is not None}
     given.setdefault("original_context", max_context)

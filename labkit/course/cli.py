@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.course import bench
+from labkit.course import bench, export
 from labkit.course import serve as server
 
 app = typer.Typer(
@@ -26,7 +26,7 @@ app = typer.Typer(
 
 EXTRAS = {
     "jupyterlab": "lab", "jupytext": "lab", "papermill": "lab", "nbclient": "lab", "ipykernel": "lab",
-    "nbgrader": "grade",
+    "nbgrader": "grade", "onnx": "serve", "onnxruntime": "serve",
     "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
 }  # fmt: skip
 
@@ -183,6 +183,7 @@ def grade(
 
 
 app.command(epilog=bench.EXAMPLE)(bench.bench)
+app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=server.EXAMPLE)(server.serve)
 
 

@@ -161,7 +161,7 @@ def _check_exercise(master: Master, cell: Cell, answered: list[str]) -> None:
     if cell.exercise in answered:
         _fail(master, cell, f"exercise {cell.exercise} stands in two cells; answer it in one")
     body = _parse(master, cell)
-    kinds = (ast.FunctionDef, ast.ClassDef)
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
     if len(body) != 1 or not isinstance(body[0], kinds):
         _fail(master, cell, "an exercise is one function or one class, and nothing else in its cell")
     if body[0].name != exercise.name:

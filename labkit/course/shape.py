@@ -106,7 +106,9 @@ def _painters(code: list[NotebookNode]) -> set[str]:
 
 def _calls(cell: NotebookNode, names: set[str]) -> bool:
     """Whether the cell's own statements, not the bodies of its functions, call one of `names`."""
-    statements = [s for s in _tree(cell).body if not isinstance(s, (ast.FunctionDef, ast.ClassDef))]
+    statements = [
+        s for s in _tree(cell).body if not isinstance(s, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+    ]
     return any(_called(node)[0] in names for s in statements for node in ast.walk(s) if _is_call(node))
 
 

@@ -23,8 +23,9 @@ from labkit.kernels.choice import Choice, Forced
 from labkit.kernels.paged_layout import Layout
 from labkit.kernels.paged_padded import Padded, padded
 
-__all__ = ["Layout", "attend", "choose", "force", "write"]
+__all__ = ["Layout", "attend", "choose", "force", "turn_and_write", "write"]
 
+Turn = tuple[Tensor, Tensor, bool]
 NAMES = ("triton", "torch")
 CACHED = 1 << 17  # numbers copied for one padded call: still in a core's cache when it computes, and no fresh pages
 _forced = Forced("paged_attention")
@@ -82,13 +83,41 @@ def write(stores: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor], layout: L
         store.flatten(0, 1).index_copy_(0, layout.rows_T, new.to(store.dtype))
 
 
+def turn_and_write(
+    query_THr: Tensor, stores: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor], turn: Turn, layout: Layout
+) -> bool:
+    """Turn queries in place by their positions, write the two entries as `write` does, the first of them turned.
+
+    Args:
+        query_THr: [T, H, r].
+        stores, fresh, layout: as for `write`; the first entry is r wide.
+        turn: cosines and sines [1, T, r / 2] of `nn.rope.rope_tables`, and whether pairs are neighbours.
+
+    Returns whether it was done: there is a kernel for it, and no specification but `nn.rope.rotate`.
+    """
+    if not _writes_on(fresh[0]):
+        return False
+    from labkit.kernels.paged_turn import refuses
+    from labkit.kernels.paged_turn import turn_and_write as both
+
+    if refuses(query_THr, stores, fresh, turn):
+        return False
+    both(query_THr, query_THr, stores, fresh, turn, layout.rows_T)
+    return True
+
+
 def _moves(stores: tuple[Tensor, Tensor], fresh: tuple[Tensor, Tensor]) -> bool:
     """Whether the kernel writes."""
-    if _forced.name == "torch" or not (_forced.name or fresh[0].is_cuda) or find_spec("triton") is None:
+    if not _writes_on(fresh[0]):
         return False
     from labkit.kernels.paged_write import refuses
 
     return not refuses(stores, fresh)
+
+
+def _writes_on(fresh: Tensor) -> bool:
+    """Whether kernels are wanted."""
+    return _forced.name == "triton" or (_forced.name is None and fresh.is_cuda and find_spec("triton") is not None)
 
 
 def attend(

@@ -22,8 +22,11 @@ TO_WHOLE = tl.constexpr(1.5 * 2**23)  # added and taken away again, it leaves a 
 
 @triton.jit
 def fp8_scale(largest):
-    """What a code's 1 is worth where `largest` is to become 448; NaN where something is not finite."""
-    return tl.maximum(largest / 448.0, TINY) + 0 * largest
+    """What a code's 1 is worth where `largest` is to become 448; NaN where something is not finite.
+
+    Divisions are rounded as IEEE says: values of bfloat16 often lie between two codes, and the last bit decides.
+    """
+    return tl.maximum(tl.div_rn(largest, 448.0), TINY) + 0 * largest
 
 
 @triton.jit
@@ -52,7 +55,7 @@ def _fp8_rows(x_ptr, codes_ptr, scale_ptr, T, D, ROWS: tl.constexpr, BLOCKS: tl.
     at = row.to(tl.int64)[:, None, None] * D + column[None, :, :]
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scale = fp8_scale(tl.max(size(x), 2))
-    tl.store(codes_ptr + at, to_fp8(x / scale[:, :, None], codes_ptr.dtype.element_ty), mask=inside)
+    tl.store(codes_ptr + at, to_fp8(tl.div_rn(x, scale[:, :, None]), codes_ptr.dtype.element_ty), mask=inside)
     real = (row < T)[:, None] & (block * BLOCK < D)[None, :]
     tl.store(scale_ptr + block.to(tl.int64)[None, :] * T + row[:, None], scale, mask=real)
 
@@ -70,7 +73,7 @@ def _fp8_rows_in_order(
     at = row.to(tl.int64)[:, None, None] * D + column[None, :, :]
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scale = fp8_scale(tl.max(size(x), 2))
-    codes = to_fp8(x / scale[:, :, None], codes_ptr.dtype.element_ty)
+    codes = to_fp8(tl.div_rn(x, scale[:, :, None]), codes_ptr.dtype.element_ty)
     for slot in tl.static_range(K):
         place = tl.load(place_ptr + row * K + slot, mask=row < T, other=-1)  # −1: a dropped pair
         at = place.to(tl.int64)[:, None, None] * D + column[None, :, :]

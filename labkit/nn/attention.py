@@ -62,10 +62,11 @@ class Attention(nn.Module):
         query, key, value = (t.view(B, S, -1, self.config.head_dim).transpose(1, 2) for t in (query, key, value))
         if self.config.qk_norm == "head":
             query, key = normed(query, self.query_norm), normed(key, self.key_norm)
-        query, key = (rotate(t, cos, sin, self.config.rope_interleaved).to(value.dtype) for t in (query, key))
+        turn = cos, sin, self.config.rope_interleaved
         if cache is not None and cache.attends:
-            y_BHSd = cache.attend(self.layer, query, key, value, scale=self.scale, sinks=self.sinks)
+            y_BHSd = cache.attend(self.layer, query, key, value, scale=self.scale, sinks=self.sinks, turn=turn)
             return self.output(y_BHSd.transpose(1, 2).reshape(B, S, -1))
+        query, key = (rotate(t, *turn).to(value.dtype) for t in (query, key))
         if cache is not None:
             key, value = (t.to(query.dtype) for t in cache.update(self.layer, key, value))
         y_BHSd = attend(query, key, value, mask, scale=self.scale, sinks=self.sinks)

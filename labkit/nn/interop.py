@@ -7,6 +7,7 @@ than the model itself. Left out on purpose: downloads, quantised formats, pickle
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from labkit.core.config import ModelConfig
 from labkit.core.names import family_of, from_hf_config, to_hf_config, undescribed
+from labkit.core.positions import older_rope
 from labkit.nn import shards
 from labkit.nn.model import Transformer, filled
 from labkit.nn.tensor_names import UNUSED, WORDS, Piece, pieces
@@ -28,6 +30,7 @@ def load(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     implementation: str = "auto",
+    on_progress: Callable[[float], object] | None = None,
 ) -> Transformer:
     """The model of a folder, in evaluation mode.
 
@@ -36,6 +39,7 @@ def load(
         dtype: a floating-point format; None: as stored, which the embedding decides for all. The selection bias stays
             in float32 or wider. device: None: the CPU.
         implementation: of the experts, see `nn.Experts`.
+        on_progress: called after each tensor with the share of them that are read.
 
     Multi-token modules that the configuration names and the folder lacks (transformers does not write them) are left
     out. Published files repeat the embedding and the head in them: such copies, and a head beside tied embeddings, must
@@ -52,11 +56,12 @@ def load(
         wanted = _wanted(model, family)
         _check_names(files, config, {piece.name for found in wanted.values() for piece in found})
         dtype = dtype or files.stored("model.embed_tokens.weight").dtype
-        state = {
-            name: _filled(name, tensor, wanted[name], files, dtype, device)
-            for name, tensor in model.state_dict().items()
-            if name in wanted
-        }
+        state = {}
+        for name, tensor in model.state_dict().items():
+            if name in wanted:
+                state[name] = _filled(name, tensor, wanted[name], files, dtype, device)
+                if on_progress is not None:
+                    on_progress(len(state) / len(wanted))
     return filled(model, state)
 
 
@@ -72,11 +77,13 @@ def save(
             padding tokens noted in the configuration (a `tokenizers.Tokenizer` does not know which they are).
         max_shard_bytes: above that, several files and an index.
 
-    Returns the folder. Raises ValueError if no family of transformers can express the model, or the tokenizer has more
-    tokens than the model.
+    Returns the folder. Raises ValueError if no family of transformers can express the model, its weights are packed, or
+    the tokenizer has more tokens than the model.
     """
     folder, config = Path(folder), model.config
     family = family_of(config)
+    _need_plain(model)
+    entries = _entries(model, family)
     tokenizer = _of_transformers(tokenizer)
     if tokenizer is not None and len(tokenizer) > config.vocab_size:
         raise ValueError(f"the tokenizer has {len(tokenizer)} tokens, the model {config.vocab_size}; do they belong?")
@@ -84,19 +91,32 @@ def save(
     special = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in ("bos", "eos", "pad")}
     values = {
         "architectures": [WORDS[family].architecture], "dtype": str(model.dtype).removeprefix("torch."),
-        "_name_or_path": config.name, **to_hf_config(config, family), **special,
+        "_name_or_path": config.name, **to_hf_config(config, family), **older_rope(config), **special,
     }  # fmt: skip
     generation = {key: value for key, value in special.items() if value is not None}
     beside = {"config.json": values, "generation_config.json": generation}
-    shards.write(folder, _entries(model, family), max_shard_bytes, beside)
+    shards.write(folder, entries, max_shard_bytes, beside)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
     return folder
 
 
 def to_hf(model: Transformer) -> dict[str, Tensor]:
-    """All tensors of a model under the names and in the layout of its family's files."""
+    """All tensors of a model under the names and in the layout of its family's files. Raises ValueError as `save`."""
+    _need_plain(model)
     return {entry.name: entry.make() for entry in _entries(model, family_of(model.config))}
+
+
+def layout(config: ModelConfig, family: str) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a folder of such a model holds, and its shape there; `family` is a key of `WORDS`."""
+    with torch.device("meta"):
+        wanted, model = {}, Transformer(config)
+        state = model.state_dict()
+        for name, found in _wanted(model, family).items():
+            for piece in found:
+                part = state[name][piece.where] if piece.where else state[name]
+                wanted[piece.name] = tuple(piece.theirs(part).shape)
+    return wanted
 
 
 def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
@@ -115,6 +135,17 @@ def read_config(folder: str | Path) -> tuple[ModelConfig, str]:
             "its save_pretrained writes such a folder"
         )
     return from_hf_config(values), family
+
+
+def _need_plain(model: Transformer) -> None:
+    from labkit.nn.quant.modules import held_of  # which loads kernels that a plain model never needs
+
+    packed = list(held_of(model))
+    if packed:
+        raise ValueError(
+            f"{_some(packed)} hold packed weights, which files of transformers have no place for; save the plain "
+            "model, or keep it packed with labkit.nn.quant.save"
+        )
 
 
 def _wanted(model: Transformer, family: str) -> dict[str, tuple[Piece, ...]]:

@@ -65,12 +65,12 @@ class LatentAttention(nn.Module):
         query_BHSd = query.view(B, S, c.num_heads, c.head_dim).transpose(1, 2)
         nope_BHSn, rope_BHSr = query_BHSd.split([c.mla_nope_dim, c.mla_rope_dim], dim=-1)
         latent_BSR, key_BSr = self.kv_down(x_BSD).split([c.mla_kv_rank, c.mla_rope_dim], dim=-1)
-        rope_BHSr = rotate(rope_BHSr, cos, sin, c.rope_interleaved).to(query.dtype)
-        key_BSr = rotate(key_BSr[:, None], cos, sin, c.rope_interleaved)[:, 0].to(query.dtype)
-        latent_BKR, key_BKr = normed(latent_BSR, self.kv_norm), key_BSr
+        latent_BKR, turn = normed(latent_BSR, self.kv_norm), (cos, sin, c.rope_interleaved)
         if cache is not None and cache.attends:
-            y_BHSv = self._paged(nope_BHSn, rope_BHSr, latent_BKR, key_BKr, cache)
+            y_BHSv = self._paged(nope_BHSn, rope_BHSr, latent_BKR, key_BSr, cache, turn)
             return self.output(y_BHSv.transpose(1, 2).reshape(B, S, -1))
+        rope_BHSr = rotate(rope_BHSr, *turn).to(query.dtype)
+        key_BKr = rotate(key_BSr[:, None], *turn)[:, 0].to(query.dtype)
         if cache is not None:
             latent_BKR, key_BKr = (t.to(query.dtype) for t in cache.update(self.layer, latent_BKR, key_BKr))
         absorbed = cache is not None and S == 1 if self.absorbed is None else self.absorbed
@@ -95,13 +95,14 @@ class LatentAttention(nn.Module):
         y_BHSd = attend(query_BHSd, key_B1Kd, key_B1Kd, mask, scale=self.scale)
         return y_BHSd[..., : self.config.mla_kv_rank] @ up_HvR.mT
 
-    def _paged(self, nope: Tensor, rope: Tensor, latent_BSR: Tensor, key_BSr: Tensor, cache: Any) -> Tensor:
+    def _paged(self, nope: Tensor, rope: Tensor, latent_BSR: Tensor, key_BSr: Tensor, cache: Any, turn: Any) -> Tensor:
         """The same with a cache that attends by itself, to more than it was given."""
         if self.absorbed is False:
             raise ValueError("a paged cache is read in the absorbed form; leave `absorbed` at None, or set it to True")
         up_HnR, up_HvR = self._ups(nope.dtype)
         query_BHSd = torch.cat([nope @ up_HnR, rope], dim=-1)
-        return cache.attend_latent(self.layer, query_BHSd, latent_BSR, key_BSr, scale=self.scale) @ up_HvR.mT
+        y_BHSR = cache.attend_latent(self.layer, query_BHSd, latent_BSR, key_BSr, scale=self.scale, turn=turn)
+        return y_BHSR @ up_HvR.mT
 
     def _ups(self, dtype: torch.dtype) -> Iterable[Tensor]:
         """The matrices that make keys, [H, n, R], and values, [H, v, R], of latents."""

@@ -7,6 +7,7 @@ told when they are read; files that others wrote carry none, and only their head
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import zlib
@@ -33,6 +34,11 @@ class Stored:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its values."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Shards:

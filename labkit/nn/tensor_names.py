@@ -88,6 +88,7 @@ _MTP = {
     "norm_embed.weight": "enorm.weight", "norm_hidden.weight": "hnorm.weight", "project.weight": "eh_proj.weight",
     "norm.weight": "shared_head.norm.weight",
 }  # fmt: skip
+_ROUTER = {"weight_ED": "weight", "bias_E": "bias", "expert_bias_E": "e_score_correction_bias"}
 _FUSED: Mapping[str, tuple[str, Layout]] = {
     "gate_up_E2FD": ("gate_up_proj", "interleaved_transposed"), "down_EDF": ("down_proj", "transposed"),
     "gate_up_bias_E2F": ("gate_up_proj_bias", "interleaved"), "down_bias_ED": ("down_proj_bias", "same"),
@@ -135,23 +136,24 @@ def _in_block(rest: str, shape: torch.Size, config: ModelConfig, words: Words) -
         return [Piece("self_attn.sinks")]
     if part.startswith("attention."):
         table = _MLA if config.attention == "mla" else _GQA
-        return [Piece(f"self_attn.{table[part.removeprefix('attention.')]}.{leaf}")]
-    if part == "ffn.router":
-        ends = {"weight_ED": "weight", "bias_E": "bias", "expert_bias_E": "e_score_correction_bias"}
-        return [Piece(f"{words.moe}.{words.router}.{ends[leaf]}")]
+        theirs = table.get(part.removeprefix("attention."))
+        if theirs is not None and leaf in ("weight", "bias"):
+            return [Piece(f"self_attn.{theirs}.{leaf}")]
+    if part == "ffn.router" and leaf in _ROUTER:
+        return [Piece(f"{words.moe}.{words.router}.{_ROUTER[leaf]}")]
     if part == "ffn.experts":
         return _experts(leaf, shape, words)
-    if part in ("ffn", "ffn.shared"):
+    if part in ("ffn", "ffn.shared") and leaf in ("gate_up_2FD", "down_DF"):
         owner = "mlp.shared_experts" if part == "ffn.shared" else "mlp"
         return _matrices(leaf == "down_DF", shape[0], owner, ("gate_proj", "up_proj", "down_proj"))
     raise ValueError(f"{rest!r} is no part of a block that files have a name for")
 
 
 def _experts(leaf: str, shape: torch.Size, words: Words) -> list[Piece]:
-    if words.matrices is None:
+    if words.matrices is None and leaf in _FUSED:
         name, layout = _FUSED[leaf]
         return [Piece(f"{words.moe}.experts.{name}", (), layout)]
-    if leaf not in ("gate_up_E2FD", "down_EDF"):
+    if words.matrices is None or leaf not in ("gate_up_E2FD", "down_EDF"):
         raise ValueError(f"files of {words.architecture} have no place for experts.{leaf}")
     found = []
     for expert in range(shape[0]):

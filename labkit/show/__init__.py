@@ -8,6 +8,7 @@ from typing import Any
 _VIEWS = {  # the function that makes a view, by the module that it lives in
     "ablation": "ablation",
     "balance_over_training": "training",
+    "batch_timeline": "batch_timeline",
     "coactivation_map": "coactivation",
     "contexts": "contexts",
     "flow": "flow",
@@ -18,6 +19,7 @@ _VIEWS = {  # the function that makes a view, by the module that it lives in
 }
 
 _HOMES = {
+    "BatchTimeline": "labkit.show.widgets.batch_timeline",
     "Card": "labkit.show.cards",
     "Microscope": "labkit.show.widgets.microscope",
     "microscope": "labkit.show.widgets.microscope",

@@ -19,7 +19,9 @@ from labkit.course import cli, desk, labs, progress
 from labkit.course import run as runner
 from labkit.course.result import Result
 
-COMMANDS = ("doctor", "lab", "run", "release", "train", "progress", "claims", "assign", "grade", "bench", "serve")
+COMMANDS = (
+    "doctor", "lab", "run", "release", "train", "progress", "claims", "assign", "grade", "bench", "export", "serve",
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]
 
 

@@ -37,6 +37,17 @@ def test_mixed_company(window):
     torch.testing.assert_close(y, plain(*tensors, layout, scale=0.25, window=window), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("latent", [0, 8])
+@pytest.mark.parametrize("sinks", [None, torch.tensor([1.0, -1.0, 0.5, 0.0])])
+def test_narrow_numbers(dtype, latent, sinks):
+    layout = batch(MIXED, 16)
+    tensors, how = draw(layout, 16, 4, 1, 24, dtype=dtype, latent=latent), {"scale": 0.2, "sinks": sinks}
+    y, want = attend(*tensors, layout, **how), plain(*tensors, layout, **how)
+    assert y.dtype == dtype
+    assert (y.double() - want).norm() < 4 * torch.finfo(dtype).eps * want.norm()
+
+
 def test_decoding_is_few_calls_whatever_the_number_of_sequences(monkeypatch):
     calls = []
     theirs = torch.nn.functional.scaled_dot_product_attention

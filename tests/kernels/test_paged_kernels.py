@@ -9,8 +9,9 @@ from paged_batches import batch, draw, num_blocks, plain
 from labkit.kernels import paged_attention, paged_decode
 from labkit.kernels.attention_tiles import Block
 from labkit.kernels.interpreter import brisk
-from labkit.kernels.paged_attention import attend, choose, force, write
+from labkit.kernels.paged_attention import attend, choose, force, turn_and_write, write
 from labkit.kernels.paged_decode import decode, shares
+from labkit.nn.rope import rotate
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.1])
 
@@ -96,6 +97,32 @@ def test_write(shape):
     for store, expected in zip(stores, want, strict=True):
         assert torch.equal(store, expected)
         assert store.ne(0).any(-1).any(-1).sum() == 8
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("sizes", [(3, 2, 12, 12), (5, 1, 6, 20)])
+def test_turning_and_writing_in_one(sizes, interleaved):
+    H, G, r, d = sizes
+    layout = batch([(3, 2), (0, 5), (9, 1)], 4)
+    g = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, h, 8, w, generator=g) for h, w in ((H, r), (G, r), (G, d)))
+    angles = layout.positions_T[None, :, None] * torch.rand(r // 2, generator=g)
+    turn = angles.cos(), angles.sin(), interleaved
+    stores = tuple(torch.zeros(num_blocks(layout), 4, G, width) for width in (r, d))
+    if G == 1:
+        both = torch.zeros(num_blocks(layout), 4, 1, r + d)
+        stores = both[..., d:], both[..., :d]
+    want = tuple(store.clone() for store in stores)
+    turned, key_turned = (rotate(t, *turn)[0].transpose(0, 1) for t in (query, key))
+    fresh = tuple(t[0].transpose(0, 1) for t in (key, value))
+    write(want, (key_turned, fresh[1]), layout)
+    query_THr = query[0].transpose(0, 1)
+    assert not turn_and_write(query_THr, stores, fresh, turn, layout)  # on a CPU, only where it is asked for
+    with force("triton"), brisk():
+        assert turn_and_write(query_THr, stores, fresh, turn, layout)
+    torch.testing.assert_close(query_THr, turned)
+    for store, expected in zip(stores, want, strict=True):
+        torch.testing.assert_close(store, expected)
 
 
 def test_who_computes_is_told():

@@ -338,3 +338,41 @@ def test_metadata_says_torch(tmp_path: Path) -> None:
     seeded(PLAIN).save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         assert file.metadata()["format"] == "pt"
+
+
+def test_packed_weights_are_refused_with_what_to_do(tmp_path: Path) -> None:
+    from labkit.nn.quant import quantize
+
+    model = seeded(PLAIN)
+    quantize(model, "int8")
+    for act in (lambda: model.save_pretrained(tmp_path / "out"), lambda: interop.to_hf(model)):
+        with pytest.raises(ValueError, match=r"layers\.0.* packed weights.*labkit\.nn\.quant\.save"):
+            act()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", [
+    "layers.0.attention.query.held.codes", "layers.0.attention.other.weight", "layers.0.ffn.router.table",
+    "layers.0.ffn.gate", "layers.0.ffn.experts.gate_up_bias_E2F",
+])  # fmt: skip
+def test_names_that_no_layer_has(name: str) -> None:
+    with pytest.raises(ValueError, match="files"):
+        pieces(name, torch.Size([4, 4]), PLAIN, "mixtral")
+
+
+def test_deepseek_v3_says_what_other_servers_read(tmp_path: Path) -> None:
+    seeded(CONFIGS["deepseek_v3"]).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    assert (said["scoring_func"], said["topk_method"], said["moe_layer_freq"]) == ("sigmoid", "noaux_tc", 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotary_positions_are_said_in_the_words_of_transformers_4_too(family: str, tmp_path: Path) -> None:
+    config = CONFIGS[family]
+    seeded(config).save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    assert said["rope_theta"] == config.rope_theta
+    assert (said["rope_scaling"] or {}).get("factor") == (config.yarn.factor if config.yarn else None)
+    del said["rope_parameters"]
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    assert Transformer.from_pretrained(tmp_path).config == config

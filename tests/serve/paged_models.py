@@ -1,11 +1,14 @@
-"""A tiny model of every family, in float64, with random weights everywhere."""
+"""A tiny model of every family, with random weights everywhere, alone and over a paged cache."""
 
 from __future__ import annotations
+
+from types import SimpleNamespace
 
 import torch
 
 from labkit.core.config import ModelConfig, MoEConfig, YarnConfig
 from labkit.nn import Transformer
+from labkit.serve.cache.paged import Layout, PagedCache
 
 V, D = 50, 24
 _COMMON = {"vocab_size": V, "num_layers": 3, "d_model": D, "num_heads": 4, "num_kv_heads": 2, "head_dim": 8}
@@ -41,3 +44,29 @@ def build(family: str, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tra
         if parameter.ndim == 1:
             parameter.data += 0.3 * torch.randn(parameter.shape, generator=draw)
     return model.to(dtype).eval()
+
+
+def tokens(length: int, seed: int = 0) -> tuple[int, ...]:
+    """Random ids."""
+    return tuple(torch.randint(V, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
+
+
+@torch.no_grad()
+def alone(model, ids) -> torch.Tensor:
+    """[S, V] logits of one sequence without any cache."""
+    return model(torch.tensor([ids], device=model.device)).logits[0]
+
+
+@torch.no_grad()
+def run(model, cache: PagedCache, chunks) -> list[torch.Tensor]:
+    """One step; the logits of each chunk's tokens."""
+    layout = Layout.of(chunks, cache.block_size, model.device)
+    ids_1T = torch.tensor([[token for chunk in chunks for token in chunk.tokens]], device=model.device)
+    with cache.using(layout):
+        logits = model(ids_1T, position_ids=layout.positions_T[None], cache=cache).logits[0]
+    return list(logits.split([len(chunk.tokens) for chunk in chunks]))
+
+
+def chunk(ids, start: int, stop: int, blocks) -> SimpleNamespace:
+    """What the scheduler would say."""
+    return SimpleNamespace(start=start, tokens=tuple(ids[start:stop]), blocks=tuple(blocks))

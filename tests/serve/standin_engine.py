@@ -116,7 +116,7 @@ class StandIn:
         self.waiting: list[Running] = []
         self.running: list[Running] = []
         self.observers: list[Callable[[StepReport], None]] = []
-        self.steps = self.cancelled = 0
+        self.steps = self.cancelled = self.finished = 0
 
     @property
     def busy(self) -> bool:
@@ -157,6 +157,7 @@ class StandIn:
                     fault.happen()
             deltas.append(one.take())
         chunks = tuple(Chunk(f"{one.id}.{one.index}", one.done, (1,), (0,), True) for one in self.running)
+        self.finished += sum(one.done == len(one.tokens) for one in self.running)
         self.running = [one for one in self.running if one.done < len(one.tokens)]
         self.steps += 1
         for observer in self.observers:
@@ -166,7 +167,9 @@ class StandIn:
     def load(self) -> Load:
         size = sum(len(one.prompt) + len(one.tokens) for one in self.waiting)
         waiting, running = len(self.waiting), len(self.running)
-        return Load(waiting, size, running, 4096, 4096 - running, 0, self.steps, 0, 0, 0, 0, 0, 0, self.cancelled)
+        return Load(
+            waiting, size, running, 4096, 4096 - running, 0, self.steps, 0, 0, 0, 0, 0, self.finished, self.cancelled
+        )
 
 
 def build(on_progress=None, loading: Sequence[Fault] = (), **options) -> StandIn:

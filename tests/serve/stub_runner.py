@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from remembering_model import Memory
 
 from labkit.serve.engine import Delta, Engine, SamplingParams
+from labkit.serve.engine.sampler import choose
 from labkit.serve.scheduler import Limits, Step
 
 VOCAB = 6
@@ -29,13 +32,12 @@ class StubRunner:
 
     def __init__(self, limits: Limits, poison: int | None = None, spoilt: int | None = None) -> None:
         self.memory, self.poison, self.spoilt = Memory(limits), poison, spoilt
-        self.calls = 0
+        self.last: list[int] = []
 
     def copy(self, pairs):
         self.memory.run(Step(0, copies=tuple(pairs)))
 
     def run(self, chunks):
-        self.calls += 1
         if any(self.poison in chunk.tokens for chunk in chunks):
             raise RuntimeError("poison")
         entries = self.memory.run(Step(0, chunks=tuple(chunks)))
@@ -45,6 +47,19 @@ class StubRunner:
                 outcome.best[at] = -1
                 outcome._rows[at][0] = float("nan")
         return outcome
+
+    def send(self, chunks, sources, choices):
+        """Computed at once, with tokens that only the last pass knows."""
+        assert all(source < 0 or len(chunk.tokens) == 1 for chunk, source in zip(chunks, sources, strict=True))
+        fed = [
+            chunk if source < 0 else chunk._replace(tokens=(max(self.last[source], 0),))
+            for chunk, source in zip(chunks, sources, strict=True)
+        ]
+        outcome = self.run(fed)
+        self.last = list(outcome.best)
+        for row, choice in choices:
+            self.last[row] = choose(outcome.logits([row]), [choice]).item()
+        return SimpleNamespace(tokens=self.last.copy)
 
     def counts(self):
         return None
@@ -68,10 +83,9 @@ class Forgetful:
         return None
 
 
-def stub_engine(limits: Limits, **changes) -> Engine:
+def stub_engine(limits: Limits, ahead: bool = False, **changes) -> Engine:
     """An engine over a stub."""
-    runner = StubRunner(limits, **changes)
-    return Engine(None, limits=limits, runner=runner)
+    return Engine(None, limits=limits, runner=StubRunner(limits, **changes), ahead=ahead)
 
 
 def run_out(engine: Engine) -> list[Delta]:

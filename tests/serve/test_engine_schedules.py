@@ -49,9 +49,9 @@ def asks(draw, room: int) -> Ask:
         top_k=draw(st.sampled_from([0, 3])),
         top_p=draw(st.sampled_from([1.0, 0.9])),
         seed=draw(st.integers(0, 3)),
-        n=draw(st.sampled_from([1, 1, 1, 2, 3])),
+        n=draw(st.sampled_from([1] * 5 + [2, 3])),
         stop_token_ids=draw(st.sampled_from([(), (), (2,)])),
-        logprobs=draw(st.sampled_from([None, None, 1])),
+        logprobs=draw(st.sampled_from([None] * 9 + [1])),
     )
     return Ask(
         draw(st.integers(0, 25)), ((COMMON[:start] + tuple(own)) or (3,))[: room - most + 1], params,
@@ -60,7 +60,7 @@ def asks(draw, room: int) -> Ask:
 
 
 @st.composite
-def worlds(draw) -> tuple[Limits, list[Ask], set[int]]:
+def worlds(draw) -> tuple[Limits, list[Ask], set[int], bool]:
     size, blocks = draw(st.integers(1, 4)), draw(st.integers(2, 12))
     sequences = draw(st.integers(1, 5))
     limits = Limits(
@@ -69,7 +69,7 @@ def worlds(draw) -> tuple[Limits, list[Ask], set[int]]:
         reuse_prefixes=draw(st.sampled_from([True, True, False])),
     )  # fmt: skip
     drawn = draw(st.lists(asks(room=size * blocks), min_size=1, max_size=8))
-    return limits, drawn, draw(st.sets(st.integers(1, 30), max_size=1))
+    return limits, drawn, draw(st.sets(st.integers(1, 30), max_size=1)), draw(st.booleans())
 
 
 @dataclass
@@ -131,8 +131,8 @@ def check(world: World, alone) -> None:
 @settings(max_examples=max(SCHEDULES, 40), deadline=None)
 @given(worlds())
 def test_over_a_stub_every_answer_is_the_one_alone(drawn):
-    limits, drawn_asks, deaths = drawn
-    check(World(lambda: stub_engine(limits), drawn_asks, deaths), alone_over_stub)
+    limits, drawn_asks, deaths, ahead = drawn
+    check(World(lambda: stub_engine(limits, ahead), drawn_asks, deaths), alone_over_stub)
 
 
 @functools.cache
@@ -165,8 +165,8 @@ def test_over_a_transformer_every_answer_is_the_one_alone(family):
     @settings(max_examples=-(-SCHEDULES // 2), deadline=None)
     @given(worlds())
     def holds(drawn):
-        limits, drawn_asks, deaths = drawn
-        make = functools.partial(Engine, transformer(family), limits=limits)
+        limits, drawn_asks, deaths, ahead = drawn
+        make = functools.partial(Engine, transformer(family), limits=limits, ahead=ahead)
         check(World(make, drawn_asks, deaths), functools.partial(alone_over_a_model, family))
 
     holds()
@@ -204,13 +204,35 @@ def test_ten_thousand_requests_leave_no_block_behind():
     assert load.finished + load.cancelled >= wanted
     assert load.preemptions > 0
     assert not engine._requests
-    assert not engine._running
+    assert not engine.running
 
 
-def test_what_raises_is_found_and_ends_alone():
+class Flat(StubRunner):
+    """Every token is as likely as any other."""
+
+    def run(self, chunks):
+        outcome = super().run(chunks)
+        outcome._rows = [[0.0] * VOCAB for _ in outcome._rows]
+        return outcome
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_token_of_every_continuation_is_a_draw_of_its_own(ahead):
+    limits = Limits(num_blocks=60, block_size=4, max_context=60, max_tokens_per_step=40, max_sequences=12)
+    engine = Engine(None, limits=limits, runner=Flat(limits), ahead=ahead)
+    for id, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None), ("e", None)):
+        engine.add(id, [1], SamplingParams(max_tokens=40, temperature=1.0, n=2, seed=seed))
+    found = {key: tuple(tokens) for key, (tokens, _) in answers(run_out(engine)).items()}
+    assert (found["a", 0], found["a", 1]) == (found["b", 0], found["b", 1])
+    assert len(set(found.values())) == 8
+    for tokens in found.values():
+        assert set(tokens) == set(range(VOCAB))
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_what_raises_is_found_and_ends_alone(ahead):
     limits = Limits(num_blocks=60, block_size=2, max_context=24, max_tokens_per_step=40, max_sequences=12)
-    runner = StubRunner(limits, poison=4)
-    engine = Engine(None, limits=limits, runner=runner)
+    engine = stub_engine(limits, ahead, poison=4)
     prompts = [(0, 1, at % 4, 2, 3) for at in range(9)]
     prompts[3] = (0, 1, 4)
     for at, prompt in enumerate(prompts):
@@ -226,11 +248,12 @@ def test_what_raises_is_found_and_ends_alone():
     assert engine.scheduler.pool.held == 0
 
 
-def test_a_continuation_that_is_spoilt_later_ends_its_request_and_no_other():
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_continuation_that_is_spoilt_later_ends_its_request_and_no_other(ahead):
     limits = Limits(num_blocks=60, block_size=2, max_context=24, max_tokens_per_step=40, max_sequences=12)
     params = [SamplingParams(max_tokens=4, n=2, temperature=1.0, seed=seed) for seed in range(8)]
     prompts = [(0, 1, at % 4, 2, 3) for at in range(8)]
-    engine = stub_engine(limits, spoilt=5)
+    engine = stub_engine(limits, ahead, spoilt=5)
     for at in range(8):
         engine.add(str(at), prompts[at], params[at])
     found, spoilt = answers(run_out(engine)), 0

@@ -81,7 +81,7 @@ def test_characters_of_several_tokens_are_never_cut(engine):
     params = SamplingParams(max_tokens=len(rare))
     engine.add("x", "x", params)
     wanted, news = iter(rare), []
-    continuation = engine._running["x.0"]
+    continuation = engine.running["x.0"]
     for token in wanted:
         news.append(continuation.push(token)[0])
     assert "".join(news) == "😀你好"

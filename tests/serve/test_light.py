@@ -21,6 +21,7 @@ import pytest
         "server.settings",
         "server.model",
         "server.keys",
+        "timeline",
     ],
 )
 def test_counting_needs_no_torch(module):

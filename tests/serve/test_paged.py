@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from itertools import count
-from types import SimpleNamespace
 
 import pytest
 import torch
-from paged_models import FAMILIES, V, build
+from paged_models import FAMILIES, V, alone, build, chunk, run, tokens
 
 from labkit.core.memory import kv_cache_bytes_per_token
 from labkit.core.presets import preset
+from labkit.kernels.interpreter import brisk
+from labkit.kernels.paged_attention import force
 from labkit.nn import KVCache
 from labkit.serve.cache.paged import Layout, PagedCache
 from labkit.serve.scheduler import Limits, Scheduler, Sequence
@@ -21,30 +22,6 @@ SIZE = 4
 @pytest.fixture(scope="module", params=FAMILIES)
 def model(request: pytest.FixtureRequest):
     return build(request.param)
-
-
-def tokens(length: int, seed: int = 0) -> tuple[int, ...]:
-    return tuple(torch.randint(V, (length,), generator=torch.Generator().manual_seed(seed)).tolist())
-
-
-@torch.no_grad()
-def alone(model, ids) -> torch.Tensor:
-    """[S, V] logits of one sequence without any cache."""
-    return model(torch.tensor([ids])).logits[0]
-
-
-@torch.no_grad()
-def run(model, cache: PagedCache, chunks) -> list[torch.Tensor]:
-    """One step; the logits of each chunk's tokens."""
-    layout = Layout.of(chunks, cache.block_size)
-    ids_1T = torch.tensor([[token for chunk in chunks for token in chunk.tokens]])
-    with cache.using(layout):
-        logits = model(ids_1T, position_ids=layout.positions_T[None], cache=cache).logits[0]
-    return list(logits.split([len(chunk.tokens) for chunk in chunks]))
-
-
-def chunk(ids, start: int, stop: int, blocks) -> SimpleNamespace:
-    return SimpleNamespace(start=start, tokens=tuple(ids[start:stop]), blocks=tuple(blocks))
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> None:
@@ -133,6 +110,18 @@ def test_under_the_scheduler_with_forks_shared_prefixes_and_too_few_blocks(model
         same(logits, alone(model, ids)[-1])
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "deepseek_v3"])
+def test_the_kernels_interpreted_give_the_same(family):
+    model = build(family, torch.float32)
+    a, b = tokens(9), tokens(7, 1)
+    cache = PagedCache(model.config, 6, SIZE)
+    with force("triton"), brisk():
+        run(model, cache, [chunk(a, 0, 8, (4, 1, 3)), chunk(b, 0, 5, (0, 5))])
+        last, more = run(model, cache, [chunk(a, 8, 9, (4, 1, 3)), chunk(b, 5, 7, (0, 5))])
+    torch.testing.assert_close(last, alone(model, a)[8:], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(more, alone(model, b)[5:], rtol=1e-4, atol=1e-4)
+
+
 def test_it_equals_the_contiguous_cache_in_float32():
     model = build("qwen3_moe", torch.float32)
     ids, cache, paged = tokens(9), KVCache(model.config, 1, 9), PagedCache(model.config, 3, SIZE)
@@ -141,6 +130,17 @@ def test_it_equals_the_contiguous_cache_in_float32():
         with torch.no_grad():
             theirs = model(torch.tensor([ids[start:stop]]), cache=cache).logits[0]
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["olmoe", "deepseek_v3"])
+def test_a_cache_may_be_narrower_than_the_model(family):
+    model, ids = build(family, torch.float32), tokens(9)
+    paged = PagedCache(model.config, 3, SIZE, dtype=torch.bfloat16)
+    (first,) = run(model, paged, [chunk(ids, 0, 5, (2, 0, 1))])
+    (last,) = run(model, paged, [chunk(ids, 5, 9, (2, 0, 1))])
+    assert first.dtype == torch.float32
+    error = (torch.cat([first, last]) - alone(model, ids)).norm() / alone(model, ids).norm()
+    assert 1e-5 < error < 0.1
 
 
 @pytest.mark.parametrize("name", ["olmoe-1b-7b", "deepseek-v2-lite", "gpt-oss-20b"])

@@ -88,9 +88,9 @@ def test_noise_is_splitmix_and_gumbel():
     key, width = noise.stream_key(3, 1), 6
     words = [noise.mixed(key, at + 1) >> 12 for at in range(width)]
     wanted = -np.log(-np.log((np.array(words) + 0.5) * 2.0**-52))
-    found = noise.gumbel(noise.signed([key]), width)
+    found = noise.gumbel(torch.tensor(noise.signed([key])), width)
     np.testing.assert_allclose(found[0].numpy(), wanted, rtol=1e-12)
-    many = noise.gumbel(noise.signed(list(range(50))), 2000)
+    many = noise.gumbel(torch.arange(50), 2000)
     assert many.isfinite().all()
     assert abs(many.mean() - 0.5772) < 0.02
     assert abs(many.std() - 1.2825) < 0.02

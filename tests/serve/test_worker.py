@@ -9,10 +9,11 @@ import random
 import pytest
 from worker_help import QUICK, all_right, ask, read, requests, right, working
 
-from labkit.serve.engine import SamplingParams, Unavailable
+from labkit.serve.engine import Delta, SamplingParams, Stream, Unavailable
 from labkit.serve.scheduler import Full, Limits
 from labkit.serve.worker import Policy, Spec, Worker
 from labkit.serve.worker.child import Mail
+from labkit.serve.worker.flight import Request
 
 LONG = SamplingParams(2_000)
 
@@ -115,6 +116,8 @@ def test_an_engine_that_is_full_keeps_nobody_out_who_was_accepted():
             streams[7].cancel()
             answers = [(await read(stream))[0].finish for stream in streams]
             assert answers == ["length"] * 7 + ["cancelled"] + ["length"] * 4
+            await all_right(worker, [((1,), SamplingParams(1))])
+            assert worker.load().finished == 12
 
     asyncio.run(run())
 
@@ -191,6 +194,16 @@ def test_a_thousand_requests_and_cancellations_leave_nothing_behind():
             assert (flight.held, flight.sent, flight.waiting()) == ({}, {}, (0, 0))
 
     asyncio.run(run())
+
+
+def test_news_of_one_that_was_cancelled_do_not_say_that_the_child_let_go():
+    worker = Worker(Spec("standin_engine:build"))
+    request = Request(1, (1,), LONG, Stream("1"))
+    worker._flight.add(request)
+    worker._flight.due()
+    request.stream.end("cancelled")
+    worker._take(Delta("1", 0, (5,)))
+    assert list(worker._flight.sent) == ["1"]
 
 
 def test_a_reader_that_sleeps_loses_nothing():

@@ -5,11 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from standin_engine import Fault
 from worker_help import lives
+
+from labkit.serve.engine import SamplingParams
+from labkit.serve.worker import Spec
+from labkit.serve.worker.link import Link
 
 HERE = Path(__file__).parent
 PARENT = """
@@ -63,11 +69,53 @@ def test_a_parent_that_is_killed_takes_the_child_along(options, tmp_path):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("then", ["return", "raise SystemExit(3)"])
-def test_a_parent_that_forgets_to_close_ends_all_the_same(then, tmp_path):
-    with parent(tmp_path, then, HUNG) as process:
+@pytest.mark.parametrize("options", [HUNG, HUNG.replace("hang", "freeze")], ids=["hung", "frozen"])
+def test_a_parent_that_forgets_to_close_ends_all_the_same(then, options, tmp_path):
+    with parent(tmp_path, then, options) as process:
         pid = int(process.stdout.readline())
         process.wait(30)
         assert ends(pid)
+
+
+def heard(child: Link, done) -> list:
+    """All that a child says until its end; `done` is called with each message, in the thread that reads."""
+    news, ended = [], threading.Event()
+
+    def hear(link, messages):
+        for message in messages:
+            news.append(message)
+            done(message)
+            if message[0] == "ended":
+                ended.set()
+
+    child._hear = hear
+    child.start()
+    assert ended.wait(60)
+    return news
+
+
+def test_a_pipe_that_ends_is_enough_to_end_the_child():
+    """Where no kernel kills it."""
+    child = Link(Spec("standin_engine:build"), 0.1, None)
+    news = heard(child, lambda message: child._outbox.put(None) if message[0] == "ready" else None)
+    assert news[-1] == ("ended", "exited with code 1")
+
+
+def test_what_was_on_its_way_at_the_death_is_heard_first(tmp_path):
+    """The reader sleeps while the child says all it has to say and dies."""
+    faults = [Fault("slow", 1, at=300), Fault("die", 1, at=301)]
+    child = Link(Spec("standin_engine:build", {"faults": faults, "folder": str(tmp_path)}), 0.1, None)
+
+    def done(message):
+        if message[0] == "ready":
+            child.send(("run", "1", (1,), SamplingParams(400), 0, "", None))
+        elif message[0] == "step" and lives(child.pid):
+            assert ends(child.pid)
+
+    news = heard(child, done)
+    assert [message[0] for message in news].count("ended") == 1
+    assert "SIGKILL" in news[-1][1]
+    assert sum(len(message[3]) for message in news if message[0] == "step") == 301
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

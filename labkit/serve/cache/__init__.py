@@ -1,6 +1,6 @@
 """The paged cache: who holds which block. No torch is loaded here.
 
-`BlockPool` keeps the books; the tensors that the blocks are rows of belong to the engine.
+`BlockPool` keeps the books; the tensors are in `serve.cache.paged`, which loads torch.
 """
 
 from labkit.serve.cache.blocks import BlockPool, chain, root

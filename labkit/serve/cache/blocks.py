@@ -1,4 +1,4 @@
-"""Who holds which block of a paged KV cache; the tensors themselves lie elsewhere.
+"""Who holds which block of a paged KV cache; the tensors themselves are in `serve.cache.paged`.
 
 A block is a number below `num_blocks` and stands for `block_size` positions of every layer. It is in one of three
 states: **empty** (nobody holds it, nothing in it is of use), **held** (by one sequence or more), or **kept** (nobody
@@ -79,6 +79,11 @@ class BlockPool:
     def kept(self) -> int:
         """Blocks that nobody holds and whose contents can still be found."""
         return len(self._kept)
+
+    @property
+    def kept_blocks(self) -> tuple[int, ...]:
+        """Those blocks, the one that is given away first in front."""
+        return tuple(self._kept)
 
     @property
     def held(self) -> int:

@@ -18,8 +18,11 @@ from labkit.core.config import ModelConfig
 from labkit.core.whole import need_whole
 from labkit.kernels import paged_attention as kernel
 from labkit.kernels.paged_layout import Layout
+from labkit.nn.rope import rotate
 
 __all__ = ["Layout", "PagedCache"]
+
+Turn = tuple[Tensor, Tensor, bool]
 
 
 class PagedCache:
@@ -85,13 +88,15 @@ class PagedCache:
         *,
         scale: float,
         sinks: Tensor | None = None,
+        turn: Turn | None = None,
     ) -> Tensor:
         """Write what a layer made of the step's tokens, then let each of them attend to its own sequence.
 
         Args:
             layer: its number.
-            query_1HTd: [1, H, T, d], turned; key_1GTd, value_1GTd: [1, G, T, d].
+            query_1HTd: [1, H, T, d]; key_1GTd, value_1GTd: [1, G, T, d].
             scale: of the products; sinks: [H] or None.
+            turn: what `nn.rope.rotate` takes, for queries (which may change in place) and keys; None: they are turned.
 
         Returns [1, H, T, d], laid out [1, T, H, d] in memory. Raises ValueError if it is not of this model, or no
         layout is set.
@@ -99,22 +104,29 @@ class PagedCache:
         layout, stores = self._ready(layer, query_1HTd, key_1GTd)
         if len(stores) != 2:
             raise ValueError("this cache holds latents; its model attends by attend_latent")
-        kernel.write(stores, (key_1GTd[0].transpose(0, 1), value_1GTd[0].transpose(0, 1)), layout)
+        fresh = key_1GTd[0].transpose(0, 1), value_1GTd[0].transpose(0, 1)
+        query_THd = _written(layout, query_1HTd[0].transpose(0, 1), stores, fresh, turn)
         window = self.config.sliding_window if self.config.slides(layer) else 0
-        query_THd = query_1HTd[0].transpose(0, 1)
         y_THd = kernel.attend(query_THd, *stores, layout, scale=scale, window=window, sinks=sinks)
         return y_THd.transpose(0, 1)[None]
 
     def attend_latent(
-        self, layer: int, query_1HTd: Tensor, latent_1TR: Tensor, key_1Tr: Tensor, *, scale: float
+        self,
+        layer: int,
+        query_1HTd: Tensor,
+        latent_1TR: Tensor,
+        key_1Tr: Tensor,
+        *,
+        scale: float,
+        turn: Turn | None = None,
     ) -> Tensor:
         """The same for latent attention in its absorbed form: all heads read the latents themselves.
 
         Args:
             layer: its number.
-            query_1HTd: [1, H, T, R + r], the key's matrix inside, the turned part last.
-            latent_1TR: [1, T, R]; key_1Tr: [1, T, r], turned.
-            scale: of the products.
+            query_1HTd: [1, H, T, R + r], the key's matrix inside; the last r turn.
+            latent_1TR: [1, T, R]; key_1Tr: [1, T, r].
+            scale: of the products; turn: as for `attend`.
 
         Returns [1, H, T, R], of latents. Raises ValueError as `attend` does.
         """
@@ -122,8 +134,11 @@ class PagedCache:
         if len(stores) != 1:
             raise ValueError("this cache holds keys and values; its model attends by attend")
         store, R = stores[0], latent_1TR.shape[-1]
-        kernel.write((store[..., :R], store[..., R:]), (latent_1TR[0, :, None], key_1Tr[0, :, None]), layout)
-        y_THR = kernel.attend(query_1HTd[0].transpose(0, 1), store, store[..., :R], layout, scale=scale)
+        query_THd, fresh = query_1HTd[0].transpose(0, 1), (key_1Tr[0, :, None], latent_1TR[0, :, None])
+        tail_THr = _written(layout, query_THd[..., R:], (store[..., R:], store[..., :R]), fresh, turn)
+        if tail_THr.data_ptr() != query_THd[..., R:].data_ptr():
+            query_THd = torch.cat([query_THd[..., :R], tail_THr], dim=-1)
+        y_THR = kernel.attend(query_THd, store, store[..., :R], layout, scale=scale)
         return y_THR.transpose(0, 1)[None]
 
     def _ready(self, layer: int, query_1HTd: Tensor, key_1GTd: Tensor) -> tuple[Layout, tuple[Tensor, ...]]:
@@ -151,7 +166,10 @@ class PagedCache:
             raise ValueError(f"copies are {list(pairs)}; the blocks are 0 to {self.num_blocks - 1}")
         if len(set(target)) != len(target):
             raise ValueError(f"copies are {list(pairs)}, two of them into one block")
-        source_P, target_P = (torch.tensor(blocks).to(self.entries.device) for blocks in (source, target))
+        both_2P = torch.tensor([source, target])
+        if self.entries.is_cuda:
+            both_2P = both_2P.pin_memory()
+        source_P, target_P = both_2P.to(self.entries.device, non_blocking=True)
         self.entries.index_copy_(2, target_P, self.entries.index_select(2, source_P))
 
     def lose(self) -> None:
@@ -167,3 +185,21 @@ class PagedCache:
     def bytes_per_token(self) -> int:
         """Bytes that one position of one sequence takes, over all layers."""
         return self.nbytes // ((self.num_blocks + 1) * self.block_size)
+
+
+def _written(
+    layout: Layout,
+    query_THr: Tensor,
+    stores: tuple[Tensor, Tensor],
+    fresh: tuple[Tensor, Tensor],
+    turn: Turn | None,
+) -> Tensor:
+    """Write two entries of each token; turn the first of them and the queries before, which are returned."""
+    if turn is not None:
+        if kernel.turn_and_write(query_THr, stores, fresh, turn, layout):
+            return query_THr
+        turned = (rotate(t.transpose(0, 1)[None], *turn)[0].transpose(0, 1) for t in (query_THr, fresh[0]))
+        query_THr, key_TGr = (t.to(fresh[1].dtype) for t in turned)
+        fresh = key_TGr, fresh[1]
+    kernel.write(stores, fresh, layout)
+    return query_THr

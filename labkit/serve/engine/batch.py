@@ -18,9 +18,15 @@ from labkit.serve.scheduler.step import Chunk
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """What a forward pass reads: `ids_T`, the last rows that sample `wanted_R` (int64), and the cache's layout."""
+    """What a forward pass reads, int64, and the cache's layout.
+
+    Args:
+        ids_T: tokens; source_T: −1, or which row of the last pass made the token, where only the device knows it.
+        wanted_R: rows whose logits are wanted: the last one of each chunk that samples.
+    """
 
     ids_T: Tensor
+    source_T: Tensor
     wanted_R: Tensor
     layout: Layout
 
@@ -37,20 +43,22 @@ class Shape:
     @property
     def nbytes(self) -> int:
         """Of all parts."""
-        return 8 * (3 * self.T + self.R) + 4 * (2 * self.N + 1 + self.N * self.M)
+        return 8 * (4 * self.T + self.R) + 4 * (2 * self.N + 1 + self.N * self.M)
 
     def views(self, raw: Tensor) -> tuple[Tensor, ...]:
-        """ids, positions, rows [T], wanted [R]; starts [N + 1], lengths [N], tables [N, M], all inside the bytes."""
+        """ids, sources, positions, rows [T], wanted [R]; starts [N + 1], lengths [N], tables [N, M]: the bytes' own."""
         T, N, M, R = self.T, self.N, self.M, self.R
-        middle = 8 * (3 * T + R)
+        middle = 8 * (4 * T + R)
         wide, narrow = raw[:middle].view(torch.int64), raw[middle : self.nbytes].view(torch.int32)
         starts, lengths, tables = narrow.split([N + 1, N, N * M])
-        return (*wide.split([T, T, T, R]), starts, lengths, tables.view(N, M))
+        return (*wide.split([T, T, T, T, R]), starts, lengths, tables.view(N, M))
 
     def batch(self, raw: Tensor, longest: int, longest_context: int, decodes: int) -> Batch:
         """The bytes, read as a batch; the whole numbers as in `Layout`."""
-        ids, positions, rows, wanted, starts, lengths, tables = self.views(raw)
-        return Batch(ids, wanted, Layout(positions, rows, starts, lengths, tables, longest, longest_context, decodes))
+        ids, sources, positions, rows, wanted, starts, lengths, tables = self.views(raw)
+        return Batch(
+            ids, sources, wanted, Layout(positions, rows, starts, lengths, tables, longest, longest_context, decodes)
+        )
 
 
 class Packer:
@@ -63,7 +71,7 @@ class Packer:
 
     def __init__(self, block_size: int, num_blocks: int, *, pinned: bool = False) -> None:
         self.block_size, self.spare, self.pinned = block_size, num_blocks, pinned
-        self._raw = torch.empty(0, dtype=torch.uint8)
+        self._raw = [torch.empty(0, dtype=torch.uint8)] * 2
         self._tables: dict[str, tuple[tuple[int, ...], np.ndarray]] = {}
 
     def shape(self, chunks: Sequence[Chunk]) -> Shape:
@@ -75,15 +83,16 @@ class Packer:
             sum([chunk.samples for chunk in chunks]),
         )
 
-    def pack(self, chunks: Sequence[Chunk], shape: Shape) -> Tensor:
-        """Bytes on the host, in place until the next call.
+    def pack(self, chunks: Sequence[Chunk], shape: Shape, sources: Sequence[int] | None = None) -> Tensor:
+        """Bytes on the host, in place until the call after the next.
 
         Args:
             shape: as `shape` gives it, or larger where every chunk is one token: the rest is padding that
                 reads nothing and writes into the spare block.
+            sources: for each chunk, the row of the last pass that made its first token, or −1; None: −1 for all.
         """
         raw = self._room(shape.nbytes)
-        ids, positions, rows, wanted, starts, lengths, tables = (part.numpy() for part in shape.views(raw))
+        ids, source, positions, rows, wanted, starts, lengths, tables = (part.numpy() for part in shape.views(raw))
         n, count = len(chunks), np.array([len(chunk.tokens) for chunk in chunks], dtype=np.int32)
         self._fill_tables(chunks, tables)
         starts[0] = 0
@@ -91,6 +100,9 @@ class Packer:
         first = np.array([chunk.start for chunk in chunks], dtype=np.int64)
         np.add(first, count, out=lengths[:n], casting="unsafe")
         t = int(starts[n])
+        source[:] = -1
+        if sources is not None:
+            source[starts[:n]] = sources
         if t == n:
             ids[:n] = [chunk.tokens[0] for chunk in chunks]
             positions[:n], owner = first, np.arange(n)
@@ -128,6 +140,7 @@ class Packer:
     def _room(self, nbytes: int) -> Tensor:
         if not self.pinned:
             return torch.empty(nbytes, dtype=torch.uint8)
-        if len(self._raw) < nbytes:
-            self._raw = torch.empty(2 * nbytes, dtype=torch.uint8, pin_memory=True)
-        return self._raw
+        self._raw.reverse()  # the other one may still be on its way to the device
+        if len(self._raw[0]) < nbytes:
+            self._raw[0] = torch.empty(2 * nbytes, dtype=torch.uint8, pin_memory=True)
+        return self._raw[0]

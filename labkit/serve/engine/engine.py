@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from labkit.serve.engine.admission import check_prompt, check_tokens
+from labkit.serve.engine.ahead import Ahead
 from labkit.serve.engine.backend import Info
-from labkit.serve.engine.delta import Delta, Result
+from labkit.serve.engine.delta import Delta, Result, TokenLogprob
 from labkit.serve.engine.grammar import Grammars
 from labkit.serve.engine.params import SamplingParams
 from labkit.serve.engine.reporter import Reporter
@@ -21,7 +22,7 @@ from labkit.serve.engine.request import Continuation, Request
 from labkit.serve.engine.stops import text_of
 from labkit.serve.engine.tokens import Tokens
 from labkit.serve.engine.vocabulary import Vocabulary
-from labkit.serve.scheduler import Limits, Load, Scheduler
+from labkit.serve.scheduler import Chunk, Limits, Load, Scheduler, Step
 from labkit.serve.scheduler import Sequence as Line
 
 if TYPE_CHECKING:
@@ -40,10 +41,12 @@ class Engine:
         limits: sizes of cache, steps and queue; by default what `default_limits` makes of the model.
         eos_token_ids: that end an answer; by default the tokenizer's.
         runner: computes chunks; by default made of the model. graphs: whether on CUDA decoding steps are replayed from
-            CUDA graphs; by default they are.
+            CUDA graphs; by default they are. ahead: whether a step is sent to the device before the last one's tokens
+            are on the host; by default on CUDA.
         clock: seconds, for times and arrivals. name: of the model.
 
-    `observers` are called with a `StepReport` after each step. Raises ValueError for limits beyond the model's context.
+    `observers` are called with a `StepReport` after each step; `running` are the open continuations by the id of their
+    sequence. Raises ValueError for limits beyond the model's context.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Engine:
         eos_token_ids: Iterable[int] | None = None,
         runner: Runner | None = None,
         graphs: bool | None = None,
+        ahead: bool | None = None,
         clock: Callable[[], float] = time.monotonic,
         name: str = "model",
     ) -> None:
@@ -63,18 +67,21 @@ class Engine:
 
             runner, limits = runner_of(model, limits, graphs)
         if limits is None:
-            raise ValueError("a runner is given without limits; give the limits that it was made for")
+            raise ValueError("a runner is given and no limits; give those that it was made for")
         self.model, self.runner, self.limits, self.clock, self.name = model, runner, limits, clock, name
         self.vocabulary = None if tokenizer is None else Vocabulary(tokenizer)
         own = self.vocabulary.eos_token_ids if self.vocabulary else ()
         self.eos_token_ids = tuple(own if eos_token_ids is None else eos_token_ids)
         check_tokens("eos_token_ids", self.eos_token_ids, runner.vocab_size)
         self.scheduler = Scheduler(limits)
-        self._reporter = Reporter()
-        self.observers = self._reporter.observers
+        self.reporter = Reporter()
+        self.observers = self.reporter.observers
         self._requests: dict[str, Request] = {}
-        self._running: dict[str, Continuation] = {}  # by the id of its sequence
-        self._news: list[Delta] = []  # of what ended before its first step
+        self.running: dict[str, Continuation] = {}
+        self.news: list[Delta] = []  # of what ended before its first step
+        self._particular: set[str] = set()  # requests for which no step is computed ahead
+        ahead = getattr(runner, "ahead", False) if ahead is None else ahead
+        self._ahead = Ahead(self) if ahead else None
         self._grammars: Grammars | None = None
 
     @classmethod
@@ -89,7 +96,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether `step` has something to do."""
-        return bool(self._requests or self._news)
+        return bool(self._requests or self.news)
 
     def load(self) -> Load:
         """How busy it is."""
@@ -98,13 +105,14 @@ class Engine:
     @property
     def info(self) -> Info:
         """What is served."""
-        limits, config = self.limits, None if self.model is None else self.model.config
-        sizes = (0, 0, ()) if config is None else (
-            config.num_layers, config.moe.num_experts, tuple(range(config.num_dense_layers, config.num_layers))
-        )  # fmt: skip
+        limits, layers, experts, sparse = self.limits, 0, 0, ()
+        if self.model is not None:
+            config = self.model.config
+            layers, experts = config.num_layers, config.moe.num_experts if config.moe else 0
+            sparse = tuple(range(config.num_dense_layers, layers)) if experts else ()
         return Info(
-            self.name, self.runner.vocab_size, limits.max_context, *sizes, self.eos_token_ids, limits.num_blocks,
-            limits.block_size, limits.max_sequences,
+            self.name, self.runner.vocab_size, limits.max_context, layers, experts, sparse, self.eos_token_ids,
+            limits.num_blocks, limits.block_size, limits.max_sequences,
         )  # fmt: skip
 
     def prepare(
@@ -132,12 +140,22 @@ class Engine:
 
     def enter(self, request: Request, *, insist: bool = False) -> None:
         """Let a prepared request wait for its turn. Raises ValueError for an id in use, `Full` unless you `insist`."""
-        if request.id in self._requests:
-            raise ValueError(f"a request {request.id!r} waits or runs already; ids must differ")
-        self.scheduler.add(self._line(request, 0), insist=insist)
-        self._requests[request.id] = request
+        self.need_new(request.id)
+        self.scheduler.add(self.line(request, 0), insist=insist)
+        self.know(request)
         first = request.begin(0)
-        self._running[first.id] = first
+        self.running[first.id] = first
+
+    def need_new(self, id: str) -> None:
+        """Raise ValueError for an id in use."""
+        if id in self._requests:
+            raise ValueError(f"a request {id!r} waits or runs already; ids must differ")
+
+    def know(self, request: Request) -> None:
+        """A request is under way."""
+        self._requests[request.id] = request
+        if request.particular:
+            self._particular.add(request.id)
 
     def add(
         self,
@@ -178,39 +196,12 @@ class Engine:
 
         Never `Full`. Raises ValueError as `add` does, and for tokens that cannot be this request's.
         """
-        request = self.prepare(id, prompt, params, priority=priority, salt=salt)
-        if not produced or not all(type(index) is int and 0 <= index < params.n for index in produced):
-            raise ValueError(
-                f"produced names the continuations {list(produced)}; name those of 0 to {params.n - 1} open"
-            )
-        if not any(produced.values()) and len(produced) == params.n:
-            return self.enter(request, insist=True)
-        if params.seed is None and not params.greedy:
-            raise ValueError("the request draws and has no seed; resume it with the seed that was used before")
-        if id in self._requests:
-            raise ValueError(f"a request {id!r} waits or runs already; ids must differ")
-        self._requests[id] = request
-        request.forked, request.told = True, bool(produced.get(0, True))
-        try:
-            for continuation in [request.begin(index) for index in produced]:
-                self._go_on(continuation, tuple(produced[continuation.index]))
-        except ValueError:
-            self.cancel(id)
-            raise
+        from labkit.serve.engine.resume import resume
 
-    def _go_on(self, continuation: Continuation, tokens: tuple[int, ...]) -> None:
-        request, index = continuation.request, continuation.index
-        check_tokens("produced", tokens, self.runner.vocab_size)
-        if reason := continuation.replay(tokens):  # its last news was lost
-            self._news.append(Delta(request.id, index, finish_reason=reason))
-            self._forget(continuation, reason)
-            return
-        line = self._line(request, index)
-        line.tokens.extend(tokens)
-        self.scheduler.add(line, insist=True)
-        self._running[continuation.id] = continuation
+        resume(self, self.prepare(id, prompt, params, priority=priority, salt=salt), produced)
 
-    def _line(self, request: Request, index: int) -> Line:
+    def line(self, request: Request, index: int) -> Line:
+        """The sequence of a continuation that has no token yet."""
         params = request.params
         return Line(
             f"{request.id}.{index}", request.prompt, params.max_tokens, request.priority, request.arrived,
@@ -222,10 +213,10 @@ class Engine:
         request = self._requests.get(id)
         if request is None:
             return False
-        self._news = [delta for delta in self._news if delta.id != id]
+        self.news = [delta for delta in self.news if delta.id != id]
         for continuation in tuple(request.open.values()):
             self.scheduler.cancel(continuation.id)
-            self._forget(continuation, "cancelled")
+            self.forget(continuation, "cancelled")
         return True
 
     def grammars(self) -> Grammars:
@@ -243,71 +234,94 @@ class Engine:
 
         Raises only if the device itself has failed, so that whoever runs the engine replaces it.
         """
+        news, self.news = self.news, []
+        if self._ahead is not None:
+            if not self._particular:
+                return news + self._ahead.step()
+            news += self._ahead.land()
         began = self.clock()
         step = self.scheduler.schedule(began)
-        news, self._news = self._news, []
         if not step:
             return news
-        for id, cached in step.cached.items():
-            request = self._running[id].request
-            request.cached_tokens = request.cached_tokens or min(cached, len(request.prompt))
-        self._reporter.begin(step, self._running)
+        self.note(step)
         self.runner.copy(step.copies)
-        failed: dict[str, str] = {}  # sequence: what went wrong
-        tokens = Tokens(self)
-        tokens.compute(step.chunks, failed)
+        return news + self.compute(step, step.chunks, began)
+
+    def note(self, step: Step) -> None:
+        """Remember what those that start found in the cache."""
+        for request, cached in [(self.running[id].request, cached) for id, cached in step.cached.items()]:
+            request.cached_tokens = request.cached_tokens or min(cached, len(request.prompt))
+
+    def compute(self, step: Step, chunks: Sequence[Chunk], began: float) -> list[Delta]:
+        """Run a step's chunks and bring the books up to date."""
+        decode = self.reporter.decoding(step, self.running)
+        tokens, failed, news = Tokens(self), {}, []
+        tokens.compute(chunks, failed)
         for id, wrong in failed.items():
-            if id in self._running:
-                news += self._fail(self._running[id].request, wrong)
-        running = self._running
-        self.scheduler.update(step, {id: token for id, token in tokens.chosen.items() if id in running})
-        for id, token in tokens.chosen.items():
+            if id in self.running:
+                news += self.fail(self.running[id].request, wrong)
+        running, chosen = self.running, tokens.chosen
+        if failed:
+            chosen = {id: token for id, token in chosen.items() if id in running}
+        self.scheduler.update(step, chosen)
+        for id, token in chosen.items():
             if id in running:
-                news.append(self._told(running[id], token, tokens))
-        self._reporter.tell(step, began, self.clock(), self.runner, self.load)
+                news += self.tell(running[id], token, tokens.logprobs.get(id, ()))
+        self.report(step, began, decode)
         return news
+
+    def report(self, step: Step, began: float, decode: int) -> None:
+        """Tell the observers, if there are any."""
+        self.reporter.tell(step, began, self.clock(), decode, self.runner, self.load)
 
     def fork(self, request: Request) -> list[Continuation]:
         """The other continuations of a request, at the step that samples its first token; for `engine.tokens`."""
         request.forked = True
         new = [request.begin(index) for index in range(1, request.params.n)]
         self.scheduler.fork(request.open[0].id, [one.id for one in new])
-        self._running.update((one.id, one) for one in new)
+        self.running.update((one.id, one) for one in new)
+        if not request.particular:
+            self._particular.discard(request.id)
         return new
 
-    def _told(self, continuation: Continuation, token: int, tokens: Tokens) -> Delta:
-        request, id = continuation.request, continuation.id
-        text, reason = continuation.push(token)
-        logprobs = tokens.logprobs.get(id, ())
+    def tell(self, continuation: Continuation, token: int, logprobs: tuple[TokenLogprob, ...] = ()) -> Sequence[Delta]:
+        """A token has come: what is new."""
+        request = continuation.request
+        try:
+            text, reason = continuation.push(token)
+        except ValueError as error:  # of its grammar
+            return self.fail(request, str(error))
         told = None
         if not request.told and continuation.index == 0:
             request.told, told = True, request.prompt_logprobs and tuple(request.prompt_logprobs)
-        delta = Delta(
-            request.id, continuation.index, (token,), text, logprobs, told, reason, None, request.cached_tokens
-        )
         if reason is not None:
-            self.scheduler.finish(id)
-            self._forget(continuation, reason)
-        return delta
+            if continuation.id in self.scheduler.sequences:
+                self.scheduler.finish(continuation.id)
+            self.forget(continuation, reason)
+        index, cached = continuation.index, request.cached_tokens
+        return (Delta(request.id, index, (token,), text, logprobs, told, reason, None, cached),)
 
-    def _fail(self, request: Request, wrong: str) -> list[Delta]:
+    def fail(self, request: Request, wrong: str) -> list[Delta]:
         """End a whole request: what is not open yet ends too, and nobody finds its blocks."""
         indices = [*request.open, *(() if request.forked else range(1, request.params.n))]
         for continuation in tuple(request.open.values()):
-            self.scheduler.finish(continuation.id, forget=True)
-            self._forget(continuation, "error")
+            if continuation.id in self.scheduler.sequences:
+                self.scheduler.finish(continuation.id, forget=True)
+            self.forget(continuation, "error")
         return [
             Delta(request.id, index, finish_reason="error", error=wrong, cached_tokens=request.cached_tokens)
             for index in indices
         ]
 
-    def _forget(self, continuation: Continuation, reason: str) -> None:
+    def forget(self, continuation: Continuation, reason: str) -> None:
+        """A continuation has ended."""
         request = continuation.request
-        self._running.pop(continuation.id, None)
-        self._reporter.end(continuation.id, reason)
+        self.running.pop(continuation.id, None)
+        self.reporter.end(continuation.id, reason)
         del request.open[continuation.index]
         if not request.open:
             self._requests.pop(request.id, None)
+            self._particular.discard(request.id)
 
     # --- whole answers
 
@@ -328,6 +342,9 @@ class Engine:
     def check(self) -> None:
         """Raise RuntimeError if the books contradict themselves; slow, made for tests."""
         self.scheduler.check()
+        there = self.scheduler.sequences
         open_now = {one.id for request in self._requests.values() for one in request.open.values()}
-        if not set(self.scheduler.sequences) == set(self._running) == open_now:
+        gone = [one for one in self.running.values() if one.id not in there]
+        landing = self._ahead is not None and all(self._ahead.owns(one) for one in gone)
+        if not set(there) <= set(self.running) == open_now or (gone and not landing):
             raise RuntimeError("the engine and its scheduler know of different sequences")

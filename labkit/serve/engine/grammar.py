@@ -8,7 +8,8 @@ that a model that knows little cannot go on writing spaces for ever.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,17 @@ from labkit.serve.engine.vocabulary import Vocabulary
 
 _SPACES = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _LONGEST = 1 << 17  # characters of a schema
+
+
+@contextmanager
+def _calm() -> Iterator[None]:
+    """Turn a panic of the library, which is no `Exception`, into a ValueError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"llguidance gave up: {error}") from error
 
 
 class Matcher:
@@ -34,7 +46,9 @@ class Matcher:
 
     def push(self, ids: Sequence[int]) -> None:
         """These tokens came. Raises ValueError if the grammar does not allow them."""
-        if not self._inner.consume_tokens(list(ids)):
+        with _calm():
+            taken = self._inner.consume_tokens(list(ids))
+        if not taken:
             raise ValueError(f"the grammar does not allow the tokens {list(ids)}: {self._inner.get_error()}")
 
     @property
@@ -44,7 +58,8 @@ class Matcher:
 
     def fill(self, row: np.ndarray) -> None:
         """Write a bit for each token that may come next into int32 words. Raises ValueError if the parser gave up."""
-        self._inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
+        with _calm():
+            self._inner.unsafe_compute_mask_ptr(row.ctypes.data, row.nbytes)
         if self._inner.is_error():
             raise ValueError(f"the grammar cannot go on: {self._inner.get_error()}")
 
@@ -82,8 +97,9 @@ class Grammars:
             text = json.dumps(schema, allow_nan=False)
             if len(text) > _LONGEST:
                 raise ValueError(f"it has {len(text)} characters; at most {_LONGEST} are taken")
-            grammar = self._library.LLMatcher.grammar_from_json_schema(text, defaults=_SPACES)
-            inner = self._library.LLMatcher(self._tokens, grammar, log_level=0)
+            with _calm():
+                grammar = self._library.LLMatcher.grammar_from_json_schema(text, defaults=_SPACES)
+                inner = self._library.LLMatcher(self._tokens, grammar, log_level=0)
         except (ValueError, TypeError, RecursionError) as wrong:
             raise ValueError(f"json_schema cannot be used: {wrong}") from wrong
         if inner.is_error():

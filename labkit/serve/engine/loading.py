@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ def load(
     dtype: torch.dtype | None = None,
     limits: Limits | None = None,
     implementation: str = "auto",
+    on_progress: Callable[[float, str], object] | None = None,
     **options: Any,
 ) -> Engine:
     """An engine for a Hugging Face folder, its tokenizer and its end-of-sequence tokens with it.
@@ -37,6 +39,7 @@ def load(
         folder: with config.json, safetensors and, if there is one, a tokenizer.
         device: None: a GPU if there is one. dtype: None: as stored on a GPU, float32 on the CPU, where it is faster.
         limits: None: `default_limits`. implementation: of the experts. options: of `Engine`.
+        on_progress: called with a share (0 to 1) and what was loaded last.
 
     Raises ValueError as `nn.interop.load` does.
     """
@@ -46,8 +49,17 @@ def load(
     device = runtime.device() if device is None else torch.device(device)
     if dtype is None and device.type == "cpu":
         dtype = torch.float32
-    model = Transformer.from_pretrained(folder, dtype=dtype, device=device, implementation=implementation)
+    tell = on_progress or (lambda share, what: None)
+    tell(0.0, "libraries")
+    model = Transformer.from_pretrained(
+        folder,
+        dtype=dtype,
+        device=device,
+        implementation=implementation,
+        on_progress=lambda share: tell(0.9 * share, "weights"),
+    )
     tokenizer = tokenizer_of(folder)
+    tell(0.95, "tokenizer")
     eos = eos_of(Path(folder), tokenizer)
     return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, "name": Path(folder).name, **options})
 
@@ -106,14 +118,19 @@ def _bytes_per_token(model: Transformer) -> int:
 def runner_of(model: Transformer, limits: Limits | None, graphs: bool | None) -> tuple[Runner, Limits]:
     """What computes a model's chunks, and the limits it was made for.
 
-    Raises ValueError for limits beyond the model's context, and for graphs without a GPU.
+    Raises ValueError for limits beyond the model's context, and for graphs where there can be none.
     """
     limits = default_limits(model) if limits is None else limits
     if limits.max_context > model.config.max_context:
         raise ValueError(
             f"limits.max_context is {limits.max_context}, the model was made for {model.config.max_context}; lower it"
         )
-    if graphs and model.device.type != "cuda":
-        raise ValueError(f"graphs is True and the model is on {model.device}; CUDA graphs need a GPU")
     model.eval()
-    return TorchRunner(model, limits), limits
+    if graphs is False:
+        return TorchRunner(model, limits), limits
+    from labkit.serve.engine.graphs import GraphRunner, refuses
+
+    why_not = refuses(model)
+    if graphs and why_not:
+        raise ValueError(f"graphs is True, and cannot be: {why_not}")
+    return (TorchRunner if why_not else GraphRunner)(model, limits), limits

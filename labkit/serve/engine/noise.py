@@ -6,6 +6,8 @@ hash of its key and i, so that any of them can be had without those before. Inte
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -52,9 +54,9 @@ def gumbel(keys_R: Tensor, width: int) -> Tensor:
     return -torch.log(-torch.log(uniform_RV))
 
 
-def signed(keys: list[int], device: torch.device | str = "cpu") -> Tensor:
-    """Keys as a tensor of the same 64 bits."""
-    return torch.tensor([_signed(key) for key in keys], dtype=torch.int64, device=device)
+def signed(keys: Sequence[int]) -> list[int]:
+    """The same 64 bits as whole numbers that a tensor of int64 takes."""
+    return [_signed(key) for key in keys]
 
 
 def _signed(word: int) -> int:

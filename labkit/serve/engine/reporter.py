@@ -19,24 +19,26 @@ class Reporter:
     def __init__(self) -> None:
         self.observers: list[Callable[[StepReport], None]] = []
         self._ended: list[tuple[str, str]] = []
-        self._decode = 0
 
     def end(self, id: str, reason: str) -> None:
         """A sequence has ended."""
         if self.observers:
             self._ended.append((id, reason))
 
-    def begin(self, step: Step, running: Mapping[str, Continuation]) -> None:
-        """A step is about to be computed."""
-        if self.observers:
-            self._decode = sum(len(chunk.tokens) == 1 and running[chunk.id].count > 0 for chunk in step.chunks)
+    def decoding(self, step: Step, running: Mapping[str, Continuation]) -> int:
+        """How many sequences decode in a step; 0 if nobody wants to know."""
+        if not self.observers:
+            return 0
+        return sum(
+            len(chunk.tokens) == 1 and chunk.start >= len(running[chunk.id].request.prompt) for chunk in step.chunks
+        )
 
-    def tell(self, step: Step, began: float, now: float, runner: Runner, load: Callable[[], Load]) -> None:
+    def tell(self, step: Step, began: float, now: float, decode: int, runner: Runner, load: Callable[[], Load]) -> None:
         """The step is over."""
         if not self.observers:
             return
         ended, self._ended = tuple(self._ended), []
-        prefill = step.num_tokens - self._decode
-        report = StepReport(step, began, now - began, self._decode, prefill, runner.counts(), ended, load())
+        prefill = step.num_tokens - decode
+        report = StepReport(step, began, now - began, decode, prefill, runner.counts(), ended, load())
         for observer in self.observers:
             observer(report)

@@ -52,6 +52,13 @@ class Request:
         """Whether logits of its prompt are still wanted."""
         return not self.told and self.prompt_logprobs is not None and len(self.prompt_logprobs) < len(self.prompt)
 
+    @property
+    def particular(self) -> bool:
+        """Whether its next step depends on the token itself, or needs more of the logits than a token."""
+        params = self.params
+        wants = params.constrained or params.logprobs is not None or params.prompt_logprobs is not None
+        return wants or not self.forked
+
     def begin(self, index: int) -> Continuation:
         """A continuation that has no token yet."""
         matcher = None if self.matcher is None else self.matcher.twin()
@@ -82,10 +89,10 @@ class Continuation:
         self.plain = params.greedy and params.logprobs is None and self.matcher is None
         self._key = stream_key(self.request.seed, self.index)
 
-    def choice(self) -> Choice:
-        """How its next token is chosen."""
+    def choice(self, number: int) -> Choice:
+        """How its token of this number, from 0, is chosen."""
         params = self.request.params
-        return Choice(params) if params.greedy else Choice(params, draw_key(self._key, self.count))
+        return Choice(params) if params.greedy else Choice(params, draw_key(self._key, number))
 
     def push(self, token: int) -> tuple[str, str | None]:
         """One more token: the text that may be shown now, and why the answer ends with it, or None."""

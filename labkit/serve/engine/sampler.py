@@ -55,9 +55,10 @@ def choose(logits_RV: Tensor, choices: Sequence[Choice], allowed_RV: Tensor | No
         return best(logits_RV).masked_fill(spoilt_R, NO_TOKEN)
     picked = [choices[at] for at in drawn]
     everyone = len(drawn) == len(choices)
-    rows = slice(None) if everyone else torch.tensor(drawn, device=logits_RV.device)
+    rows = slice(None) if everyone else sent(drawn, torch.int64, logits_RV.device)
     scores_RV = filtered(logits_RV[rows], [choice.params for choice in picked])
-    scores_RV = scores_RV + gumbel(signed([choice.key for choice in picked], logits_RV.device), logits_RV.shape[-1])
+    keys_R = sent(signed([choice.key for choice in picked]), torch.int64, logits_RV.device)
+    scores_RV = scores_RV + gumbel(keys_R, logits_RV.shape[-1])
     chosen_R = best(scores_RV)
     if not everyone:
         chosen_R = best(logits_RV).index_put((rows,), chosen_R)
@@ -76,7 +77,7 @@ def filtered(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     some = [at for at, one in enumerate(params) if one.top_k or one.top_p < 1]
     if not some:
         return logits_RV
-    rows = torch.tensor(some, device=logits_RV.device)
+    rows = sent(some, torch.int64, logits_RV.device)
     return logits_RV.index_put((rows,), _cut(logits_RV[rows], [params[at] for at in some]))
 
 
@@ -84,7 +85,7 @@ def _cut(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     V = logits_RV.shape[-1]
     ordered_RV, ids_RV = logits_RV.sort(dim=-1)
     firsts = [V - min(one.top_k or V, V) for one in params]
-    least_R1 = ordered_RV.gather(1, torch.tensor(firsts, device=logits_RV.device)[:, None])
+    least_R1 = ordered_RV.gather(1, sent(firsts, torch.int64, logits_RV.device)[:, None])
     ordered_RV = ordered_RV.masked_fill(ordered_RV < least_R1, float("-inf"))  # equals of the k-th stay
     if any(one.top_p < 1 for one in params):
         rest_R1 = _column([1 - one.top_p if one.top_p < 1 else -1.0 for one in params], logits_RV)
@@ -95,7 +96,13 @@ def _cut(logits_RV: Tensor, params: Sequence[SamplingParams]) -> Tensor:
 
 
 def _column(values: Sequence[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return sent(values, like.dtype, like.device)[:, None]
+
+
+def sent(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Numbers of the host as a tensor of the device, which nobody waits for."""
+    made = torch.tensor(values, dtype=dtype)
+    return made.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else made.to(device)
 
 
 def logprobs(

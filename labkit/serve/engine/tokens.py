@@ -33,6 +33,8 @@ class Tokens:
         Args:
             failed: gets the sequences for which there is none, and why.
         """
+        if not chunks:
+            return
         try:
             outcome = self._engine.runner.run(chunks)
         except torch.AcceleratorError:  # the device is lost, for everybody
@@ -49,9 +51,9 @@ class Tokens:
 
     @torch.no_grad()
     def _take(self, chunks: Sequence[Chunk], outcome: Outcome, failed: dict[str, str]) -> None:
-        running, chosen, others = self._engine._running, self.chosen, []
+        running, chosen, others = self._engine.running, self.chosen, []
         at = 0
-        for id, _, _, _, samples in chunks:
+        for id, start, fed, _, samples in chunks:
             if not samples:
                 continue
             continuation, token = running[id], outcome.best[at]
@@ -63,30 +65,31 @@ class Tokens:
                 family = [continuation]
                 if not continuation.request.forked:
                     family += self._engine.fork(continuation.request)
-                others += [(one, at) for one in family]
+                number = start + len(fed) - len(continuation.request.prompt)
+                others += [(one, at, number) for one in family]
             at += 1
         if others:
             self._choose(others, outcome, failed)
         self._read_prompts(chunks, outcome)
 
-    def _choose(self, others: list[tuple[Continuation, int]], outcome: Outcome, failed: dict[str, str]) -> None:
-        places = sorted({at for _, at in others})
+    def _choose(self, others: list[tuple[Continuation, int, int]], outcome: Outcome, failed: dict[str, str]) -> None:
+        places = sorted({at for _, at, _ in others})
         logits_RV = outcome.logits(places)
         row = {at: number for number, at in enumerate(places)}
-        rows = [row[at] for _, at in others]
+        rows = [row[at] for _, at, _ in others]
         if rows != list(range(len(places))):
             logits_RV = logits_RV[torch.tensor(rows, device=logits_RV.device)]
-        matchers = [one.matcher for one, _ in others]
+        matchers = [one.matcher for one, _, _ in others]
         allowed, wrong = None, {}
         if any(matchers):
             allowed, wrong = self._engine.grammars().allowed(matchers, logits_RV.device)
-        tokens = choose(logits_RV, [one.choice() for one, _ in others], allowed).tolist()
-        for number, ((one, _), token) in enumerate(zip(others, tokens, strict=True)):
+        tokens = choose(logits_RV, [one.choice(number) for one, _, number in others], allowed).tolist()
+        for number, ((one, _, _), token) in enumerate(zip(others, tokens, strict=True)):
             if token == NO_TOKEN:
                 failed[one.id] = wrong.get(number, "no token is allowed, or the model's logits are not finite")
             else:
                 self.chosen[one.id] = token
-        told = [number for number, (one, _) in enumerate(others) if one.request.params.logprobs is not None]
+        told = [number for number, (one, _, _) in enumerate(others) if one.request.params.logprobs is not None]
         if told := [number for number in told if tokens[number] != NO_TOKEN]:
             picked = logits_RV if len(told) == len(others) else logits_RV[torch.tensor(told, device=logits_RV.device)]
             ids, tops = [tokens[number] for number in told], [others[n][0].request.params.logprobs for n in told]
@@ -97,7 +100,7 @@ class Tokens:
         """Log probabilities of prompt tokens, where someone asked for them."""
         first = 0
         for chunk in chunks:
-            request = self._engine._running[chunk.id].request
+            request = self._engine.running[chunk.id].request
             if request.reads_prompt:
                 self._read_prompt(request, chunk, first, outcome)
             first += len(chunk.tokens)

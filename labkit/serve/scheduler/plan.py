@@ -26,7 +26,7 @@ class Plan:
         self.work.append((sequence, Chunk(sequence.id, start, tokens, sequence.blocks, stop == end)))
         self.budget -= stop - start
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int, now: float) -> Step:
         """Nothing more is added."""
         chunks = tuple([chunk for _, chunk in self.work])
-        return Step(number, chunks, tuple(self.copies), tuple(self.preempted), self.cached)
+        return Step(number, chunks, tuple(self.copies), tuple(self.preempted), self.cached, now)

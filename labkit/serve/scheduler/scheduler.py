@@ -160,7 +160,7 @@ class Scheduler:
         """The next step; an empty one only if nothing waits or runs.
 
         Args:
-            now: seconds, on the clock of the arrivals; noted for sequences that start.
+            now: seconds, on the clock of the arrivals; noted in the step, and for sequences that start.
 
         Raises ValueError while a step's tokens are missing (`update`), or the step was lost (`reset`).
         """
@@ -176,7 +176,7 @@ class Scheduler:
         if not plan.work:
             return Step(self._steps)
         self._steps += 1
-        self._step, self._work = plan.step(self._steps), plan.work
+        self._step, self._work = plan.step(self._steps, now), plan.work
         return self._step
 
     def _decode(self, plan: Plan) -> list[Sequence]:

@@ -28,7 +28,8 @@ class Step:
 
     `chunks` has sequences that decode first. `copies` are (from, to) pairs of blocks: read all, then write all, before
     anything is computed. `preempted` sequences lost their blocks and wait again. `cached` says, for sequences that
-    start now for the first time, how many tokens of their prompt were found in the cache.
+    start now for the first time, how many tokens of their prompt were found in the cache. `now` is the second at which
+    it was decided.
     """
 
     number: int
@@ -36,6 +37,7 @@ class Step:
     copies: tuple[tuple[int, int], ...] = ()
     preempted: tuple[str, ...] = ()
     cached: Mapping[str, int] = field(default_factory=dict)
+    now: float = 0.0
 
     def __bool__(self) -> bool:
         """Whether there is something to compute."""

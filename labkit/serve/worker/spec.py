@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 Progress = Callable[[float, str], None]
+FOLDER = "labkit.serve.engine.loading:load"
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Spec:
     """A function that makes an engine, and what it is called with.
 
     Args:
-        target: `"module:name"`; the name may have dots (`"labkit.serve.engine:Engine.from_pretrained"`).
+        target: `"module:name"`, and the name may have dots; by default what loads a folder, given as `folder`.
         options: keyword arguments; they are pickled. If the function takes `on_progress`, it also gets a function of a
             share (0 to 1) and a text, to call while it loads.
 
@@ -27,7 +28,7 @@ class Spec:
     Fraction(3, 1)
     """
 
-    target: str
+    target: str = FOLDER
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

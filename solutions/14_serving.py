@@ -1,0 +1,751 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 14 · Serving: a server that no request can break
+#
+# An engine that writes tokens is no server yet. People break off, send too much, read slowly, ask for nonsense, and all
+# of them at once. In this lab you write what stands between them and the engine, and measure whether it holds: **no
+# request may change another request's answer**.
+#
+# After this lab you can
+#
+# - read and write a stream of server-sent events, wherever the network has cut it;
+# - end an answer at a stop string without showing a letter of it, and without holding back more than has to be;
+# - pass an answer on so that whatever ends it, nothing stays held;
+# - admit work by tokens, and say honestly when to come again;
+# - draw tokens so that an answer depends on its request alone;
+# - measure latency under a load that does not wait for the server, and read it from a histogram with its error.
+#
+# It takes about two and a half hours.
+
+# %% tags=["parameters"]
+profile = "auto"
+seed = 0
+
+# %% [markdown]
+# Nothing from another notebook is needed. **Run the cell above and the one below first.** `cpu` serves a small model to
+# few clients; `gpu` finds out what one GPU carries; `auto` asks the machine.
+
+# %% tags=["setup"]
+import json
+import math
+import random
+
+import numpy as np
+import torch
+from IPython.display import display
+from torch import Tensor
+
+from labkit import check, hint, predict, recap, reveal
+from labkit.core import runtime
+from labkit.course.mine import my_model
+from labkit.course.streamed import BLOCKS, StandIn, elsewhere, relayed, released
+from labkit.serve.scheduler import Limits, Scheduler
+from labkit.serve.scheduler.simulate import Cost, simulate
+from labkit.serve.workload import arrivals, lognormal_lengths
+from labkit.show import figures, picture, style
+from labkit.train import documents
+
+gpu = runtime.resolve_profile(profile) == "gpu"
+device = runtime.device() if gpu else torch.device("cpu")
+runtime.seed_all(seed)
+torch.set_num_threads(1)  # what runs on the CPU here is small: threads would only wait for each other
+
+# %% [markdown]
+# The model is your own from lab 07 if you have trained one, else the one that comes with the course.
+
+# %%
+trained = my_model(device=device)
+model, tokenizer = trained.model.requires_grad_(False), trained.tokenizer
+print(trained)
+
+# %% [markdown]
+# ## 1 · A stream is bytes
+#
+# Nobody likes to wait for the last word to see the first. So an OpenAI-compatible server sends an answer in pieces, as
+# **server-sent events**: lines of text over one HTTP response that stays open. A line `data: …` carries something, an
+# empty line ends the event, and what begins with a colon is a comment that keeps the connection alive. After the last
+# piece comes `data: [DONE]`.
+
+# %% [markdown]
+# The network knows nothing of events. It delivers bytes, in chunks of whatever length; a chunk may hold three events,
+# or half a letter. Here is a stream as it might arrive, 13 bytes at a time:
+
+# %% tags=["nbval-check-output"]
+STREAM = 'data: {"text": "naïve"}\n\n: still here\n\ndata: {"text": " café"}\n\ndata: [DONE]\n\n'.encode()
+
+
+def cut(stream, size):
+    """A stream in chunks of equal size."""
+    return [stream[at : at + size] for at in range(0, len(stream), size)]
+
+
+for chunk in cut(STREAM, 13):
+    print(chunk)
+
+# %% [markdown]
+# The same bytes in a row, coloured by what they belong to; the lines are the network's cuts. They fall where they
+# please.
+
+# %%
+lengths = [len(part) + 2 for part in STREAM.split(b"\n\n")[:-1]]
+with style.use():
+    fig, (axis,) = picture.new(size=(9.0, 1.3))
+    for at, (length, name) in enumerate(zip(lengths, ("event", "comment", "event", "[DONE]"), strict=True)):
+        left = sum(lengths[:at])
+        axis.barh(0, length, left=left, color=style.GREY if name == "comment" else style.PALETTE[at])
+        axis.text(left + length / 2, 0, name, ha="center", va="center", color="white")
+    axis.vlines(range(13, sum(lengths), 13), -0.6, 0.6, color=style.INK, linewidth=1)
+    axis.set(xlabel="byte", yticks=[], xlim=(0, sum(lengths)))
+fig.alt = f"Two events, a comment and the end, of {', '.join(map(str, lengths))} bytes, cut every 13 bytes."
+display(fig)
+
+# %% [markdown]
+# The `é` of the café lies in two chunks: look at the sixth and seventh above.
+
+# %% [markdown]
+# Write the reader. (The whole format is in the HTML standard, section 9.2; we
+# leave out what OpenAI's servers never send: event names, and lines that end in a lone `\r`.)
+
+
+# %% exercise="14.events"
+def events(chunks):
+    """The events of a stream, each as soon as it is complete.
+
+    Lines end with \\n or \\r\\n. A line's name is what stands in front of its first colon, its value what comes after,
+    without *one* leading space if there is one; a line without a colon is all name. The values of lines named `data`
+    belong to the event, joined by \\n; all other lines are passed over. An empty line ends the event; if no data line
+    came before it, there was none. An event [DONE] ends the stream: it is not given out, and nothing more is read.
+
+    Args:
+        chunks: an iterator of bytes, UTF-8, cut anywhere.
+
+    Yields each event's data as a str. What is incomplete when the chunks end is left out.
+    """
+    ### BEGIN SOLUTION
+    held, data = b"", []
+    for chunk in chunks:
+        *lines, held = (held + chunk).split(b"\n")
+        for line in lines:
+            name, _, value = line.removesuffix(b"\r").partition(b":")
+            if name == b"data":
+                data.append(value.removeprefix(b" ").decode())
+            elif line.removesuffix(b"\r") == b"" and data:
+                text, data = "\n".join(data), []
+                if text == "[DONE]":
+                    return
+                yield text
+    ### END SOLUTION
+
+
+# %% check="14.events"
+events = check("14.events", events)
+
+# %% [markdown]
+# However the same stream is cut, the same events come out:
+
+# %% tags=["nbval-check-output"]
+for size in (1, 13, 1000):
+    print(f"{size:>4} bytes a chunk:", list(events(iter(cut(STREAM, size)))))
+
+# %% [markdown]
+# Many clients take a chunk for an event. It works at home: small events, no proxy in between, each `write` its own
+# packet. Take a real answer, one event a token of the course's tokenizer.
+
+# %%
+texts = documents.collect(train_bytes=20_000, validation_bytes=12_000, seed=seed)
+PROSE = next(text for text in texts.validation["english"] if len(text) > 600)[:600]
+tokens = [tokenizer.decode([id]) for id in tokenizer.encode(PROSE, add_special_tokens=False)]
+sent = [json.dumps({"text": token}) for token in tokens]
+packets = [f"data: {event}\n\n".encode() for event in sent]
+whole = b"".join(packets)
+print(f"{len(sent)} events, {len(whole):,} bytes for {len(PROSE.encode())} bytes of text")
+
+# %% [markdown]
+# On the way, now and then a packet is delivered together with the next one, because the reader was busy for a moment.
+# If that happens to one packet in ten, what share of the events does a reader get who takes a chunk for an event?
+
+# %%
+p_chunks = predict("14.chunks", "One packet in ten comes with the next: events that a chunk reader gets?", 0, 100, "%")
+
+
+# %%
+def delivered(merged):
+    """The packets as chunks, a share of them merged with the next."""
+    chance, chunks = random.Random(seed), [b""]
+    for packet in [*packets, b"data: [DONE]\n\n"]:
+        chunks[-1] += packet
+        if chance.random() >= merged:
+            chunks.append(b"")
+    return chunks
+
+
+def share_seen(chunks):
+    """What a reader gets who takes every chunk for an event."""
+    return 100 * sum(chunk in packets for chunk in chunks) / len(packets)
+
+
+p_chunks.against(share_seen(delivered(0.1)))
+
+# %% [markdown]
+# Each merger loses *two* events, or more. Over other shares, with your reader beside:
+
+# %%
+SHARES = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
+mine = [100 * (list(events(iter(delivered(share)))) == sent) for share in SHARES]
+curves = {"a chunk is an event": [share_seen(delivered(share)) for share in SHARES], "your reader": mine}
+display(figures.cost_curve(SHARES, curves, "share of packets merged", "events that arrive (%)", log=False))
+
+# %% [markdown]
+# At home the share is zero, and the client ships.
+
+# %% [markdown]
+# ## 2 · Stop here
+#
+# A request may name texts at which its answer ends, `"stop": ["\n\n"]`. The stop is not part of the answer. Tokens know
+# nothing of that: a stop may begin in one token and end in the third. And what has been sent cannot be called back.
+
+# %% [markdown]
+# How often is that? Here are seven stops that people use. Of all places in real text where one of them stands, how many
+# lie in more than one token?
+
+# %%
+p_split = predict("14.split", "Places of stops that no single token holds?", 0, 100, "%")
+
+# %%
+CODE, ENGLISH = ("\n".join(texts.validation[domain]) for domain in ("code", "english"))
+STOPS = ("\n\n", "\n\nclass ", "def ", "return", "):", ". ", "the ")
+
+
+def split_places(stop, text):
+    """How many places of a stop no single token holds, and how many there are."""
+    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    ends = [end for _, end in spans]
+    places = [at for at in range(len(text)) if text.startswith(stop, at)]
+    inside = sum(ends[np.searchsorted(ends, at, side="right")] >= at + len(stop) for at in places)
+    return len(places) - inside, len(places)
+
+
+split = {stop: split_places(stop, CODE + ENGLISH) for stop in STOPS}
+cut_up, all_of_them = map(sum, zip(*split.values(), strict=True))
+p_split.against(100 * cut_up / all_of_them)
+
+# %% [markdown]
+# Stop by stop:
+
+# %%
+with style.use():
+    fig, (axis,) = picture.new(size=(7.0, 2.6))
+    axis.barh([repr(stop) for stop in STOPS], [n for _, n in split.values()], color=style.GREY, label="in one token")
+    axis.barh(
+        [repr(stop) for stop in STOPS], [n for n, _ in split.values()], color=style.PALETTE[1], label="in several"
+    )
+    axis.set(xlabel="places in the text")
+    axis.invert_yaxis()
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = ", ".join(f"{stop!r} {n} of {total}" for stop, (n, total) in split.items())
+fig.alt = f"Places where a stop lies in more than one token: {told}."
+display(fig)
+
+# %% [markdown]
+# It is a matter of the tokenizer: in this one, a space begins a token and never ends one.
+
+# %% [markdown]
+# So a matcher has to remember. But it must not remember too much: whatever can no longer belong to a stop has to go out
+# at once.
+
+# %% [markdown]
+# Which of two stops counts, if both are in the text? The one that is *complete* first. Then the answer does not depend
+# on where the text was cut.
+
+
+# %% exercise="14.until_stop"
+def until_stop(pieces, stops):
+    """Text up to the first stop, each part as soon as it cannot belong to a stop any more.
+
+    Of several stops the one that is complete first counts; of those that are complete at the same letter, the longest.
+    After each piece, only the longest end of the text that some stop begins with is held back. Once a stop is complete
+    no more pieces are asked for. If none comes, all text comes out in the end.
+
+    Args:
+        pieces: an iterator of str, cut anywhere, some of them empty.
+        stops: a tuple of str, none empty; may be empty itself.
+
+    Yields str, in any number of parts.
+    """
+    ### BEGIN SOLUTION
+    held = ""
+    for piece in pieces:
+        for letter in piece:
+            held += letter
+            if ended := [stop for stop in stops if held.endswith(stop)]:
+                yield held[: len(held) - max(map(len, ended))]
+                return
+        begun = [n for stop in stops for n in range(len(stop)) if held.endswith(stop[:n])]
+        keep = max(begun, default=0)
+        yield held[: len(held) - keep]
+        held = held[len(held) - keep :]
+    yield held
+    ### END SOLUTION
+
+
+# %% check="14.until_stop"
+until_stop = check("14.until_stop", until_stop)
+
+# %% [markdown]
+# Piece by piece: what comes in, and what may go out.
+
+# %% tags=["nbval-check-output"]
+coming = ["The ", "EN", "ERGY of ", "E", "N", "D. No more."]
+for piece, out in zip(coming, released(until_stop, coming, ("END", "STOP")), strict=True):
+    print(f"{piece!r:>15} → {out!r}")
+
+# %% [markdown]
+# The price of a stop is delay. How many letters lag behind, on average, over the code above, with the stop
+# `\n\nclass ` and a stop that never comes? A simpler matcher always holds as many letters as the stop has, less one.
+
+# %%
+p_lag = predict("14.lag", "Letters that your matcher holds back, on average?", 0, 8, "letters", step=0.1)
+
+# %%
+code = CODE.replace("\n\nclass ", "\n\nCLASS ")[:3000]
+coming = [tokenizer.decode([id]) for id in tokenizer.encode(code, add_special_tokens=False)]
+came = np.cumsum([len(piece) for piece in coming])
+went = np.cumsum([len(out) for out in released(until_stop, coming, ("\n\nclass ",))])[: len(came)]
+lag = came - went
+p_lag.against(lag.mean())
+with style.use():
+    fig, (axis,) = picture.new(size=(8.2, 2.4))
+    axis.step(range(300), lag[:300], where="mid", color=style.PALETTE[0], label="yours")
+    axis.axhline(len("\n\nclass ") - 1, color=style.PALETTE[1], linestyle="--", label="always the stop's length − 1")
+    axis.set(xlabel="token", ylabel="letters held back")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+fig.alt = (
+    f"Letters held back, token by token: {lag.mean():.2f} on average, {lag.max()} at most; the simple way always 7."
+)
+display(fig)
+
+# %% [markdown]
+# Two newlines hold it up, and the next letter lets it go.
+
+# %% [markdown]
+# ## 3 · Whoever goes away
+#
+# While an answer is being written it holds blocks of the cache (lab 12). A reader who closes the window does not say
+# so; the connection is gone. Then the engine writes on for nobody, and the blocks are held, unless somebody tells it.
+#
+# In Python that somebody is a generator. The web server asks it for one event after the other, and ends it in one of
+# four ways:
+#
+# - the answer is complete;
+# - the engine fails, and `async for` raises;
+# - the generator is **closed** where it stands at a `yield`: there `GeneratorExit` is raised;
+# - its task is **cancelled** where it waits in `async for`: there `asyncio.CancelledError` is raised.
+
+# %% [markdown]
+# An engine, as far as we need it: `engine.submit(prompt)` gives an answer or raises `Full` (a RuntimeError). An answer
+# is an asynchronous iterator of pieces of text; `answer.cancel()` frees what it holds, at any time, as often as you
+# like.
+
+
+# %% exercise="14.relay"
+async def relay(engine, prompt):
+    """An answer as server-sent events; whatever ends it, the engine holds nothing for it afterwards.
+
+    Each piece becomes `data: {"text": piece}` and an empty line, as soon as it is there; after the last one comes
+    `data: [DONE]`. If the engine fails on the way (RuntimeError), the last event is `data: {"error": {"message": what
+    it said, "type": "server_error"}}`, and no [DONE] follows. A request that is refused (`submit` raises) is none of
+    this generator's business: nothing has been sent, so the error gets out.
+
+    Args:
+        engine: see above. prompt: a str.
+
+    Yields str, one event each. Closing and cancelling get through.
+    """
+    ### BEGIN SOLUTION
+    answer = engine.submit(prompt)
+    try:
+        async for piece in answer:
+            yield f"data: {json.dumps({'text': piece})}\n\n"
+        yield "data: [DONE]\n\n"
+    except RuntimeError as error:
+        problem = {"message": str(error), "type": "server_error"}
+        yield f"data: {json.dumps({'error': problem})}\n\n"
+    finally:
+        answer.cancel()
+    ### END SOLUTION
+
+
+# %% check="14.relay"
+relay = check("14.relay", relay)
+
+# %% [markdown]
+# All ways to end, with a stand-in for the engine:
+
+# %% tags=["nbval-check-output"]
+ENDS = {"complete": (), "reader leaves": ("closed", 1), "cancelled": ("thinks", 1), "engine fails": ("fails", 1)}
+for name, end in {**ENDS, "refused": ("full",)}.items():
+    found = relayed(relay, ["Hel", "lo"], *end)
+    print(f"{name:<14} ended: {found['ended']:<11} blocks held: {found['blocks held']}  sent: {found['sent']}")
+
+# %% [markdown]
+# Now a day at a server whose author thought only of answers that are complete. It has 60 blocks, a request takes 3, and
+# one reader in three leaves after the first event. After how many requests is nothing free any more?
+
+# %%
+p_leak = predict("14.leak", "One reader in three leaves: requests until 60 blocks are gone?", 20, 200, "requests")
+
+
+# %%
+async def forgetful(engine, prompt):
+    async for piece in engine.submit(prompt):
+        yield f"data: {json.dumps({'text': piece})}\n\n"
+    yield "data: [DONE]\n\n"
+
+
+async def day(server, blocks=60, visits=120):
+    """Free blocks after each visit, until nobody can be served any more."""
+    engine, draw, free = StandIn(["a", "b", "c"]), random.Random(seed), [blocks]
+    while len(free) <= visits and free[-1] >= BLOCKS:
+        stream, impatient = server(engine, "prompt"), draw.random() < 1 / 3
+        async for _ in stream:
+            if impatient:
+                break
+        await stream.aclose()
+        free.append(blocks - engine.blocks)
+    return free
+
+
+days = {"frees when it is complete": elsewhere(day(forgetful)), "yours": elsewhere(day(relay))}
+p_leak.against(len(days["frees when it is complete"]) - 1)
+
+# %% [markdown]
+# Nothing was wrong with any single answer.
+
+# %%
+with style.use():
+    fig, (axis,) = picture.new(size=(7.6, 2.4))
+    for at, (name, free) in enumerate(days.items()):
+        axis.step(range(len(free)), free, where="post", color=style.PALETTE[1 - at], label=name)
+    axis.set(xlabel="requests so far", ylabel="free blocks", ylim=(-2, 64))
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = "; ".join(f"{name}: {free[-1]} free after {len(free) - 1}" for name, free in days.items())
+fig.alt = f"Free blocks by requests served. {told}."
+display(fig)
+
+# %% [markdown]
+# ## 4 · Too much
+#
+# A server that accepts everything breaks its promise to everybody. So it counts, and not requests but **tokens**: the
+# prompt, and the longest answer that was asked for. One customer's share can be a **bucket**: `rate` tokens flow in
+# each second, up to `burst`; a request takes its tokens out, or is told *when* they will be there. HTTP has words for
+# that: status 429, and a header `Retry-After` in whole seconds (RFC 9110, section 10.2.3).
+
+# %% [markdown]
+# What can never fit is another matter. "Come again" would be a lie, so it gets a 400.
+
+
+# %% exercise="14.admit"
+def admit(level: float, elapsed: float, cost: int, rate: float, burst: int) -> tuple[float, int]:
+    """One request at a bucket of tokens.
+
+    Args:
+        level: tokens in the bucket after the last request. elapsed: seconds since then.
+        cost: tokens that this request may take. rate: tokens that flow in each second.
+        burst: what the bucket holds at most.
+
+    Returns the level after this request, and its Retry-After: 0 if it goes through and has taken its tokens, else
+    whole seconds, rounded up, until as many would be there; then it has taken nothing. Raises ValueError for a cost
+    above burst, which never would be there.
+    """
+    ### BEGIN SOLUTION
+    if cost > burst:
+        raise ValueError(f"{cost} tokens are more than the bucket ever holds, {burst}")
+    level = min(burst, level + rate * elapsed)
+    if cost <= level:
+        return level - cost, 0
+    return level, math.ceil((cost - level) / rate)
+    ### END SOLUTION
+
+
+# %% check="14.admit"
+admit = check("14.admit", admit)
+
+# %% [markdown]
+# A bucket of 1,000 with 100 tokens a second, and somebody who asks for 400 every second:
+
+# %% tags=["nbval-check-output"]
+level, seen = 1000.0, []
+for second in range(8):
+    level, wait = admit(level, 1.0, 400, 100.0, 1000)
+    seen.append(level)
+    print(f"second {second}: {'goes through' if not wait else f'429, Retry-After: {wait}':<22} level {level:.0f}")
+
+# %% [markdown]
+# A burst goes through, then one request in four. That is a customer's share. What does the *server* do when everybody
+# together asks for more than it can? Here is the scheduler of lab 12 on a counted clock, under people's lengths of
+# prompts and answers. They arrive in a Poisson process: at random, and without asking how the server is doing.
+
+# %% tags=["nbval-check-output"]
+LENGTHS = lognormal_lengths(250, seed=seed)
+COST = Cost(fixed=5e-3, per_token=2e-4)
+WIDE = Limits(num_blocks=4096, max_sequences=32, max_waiting=10**6, max_waiting_tokens=10**9)
+NARROW = Limits(num_blocks=4096, max_sequences=32, max_waiting_tokens=4000)
+at_once = simulate(Scheduler(WIDE), arrivals(LENGTHS), COST)
+CAPACITY = len(LENGTHS) / at_once.seconds
+print(f"capacity: {CAPACITY:.1f} requests/s, all at once done in {at_once.seconds:.0f} s")
+
+# %% [markdown]
+# Let twice as many arrive as it can answer, until all 250 have. Everything is accepted. How long does the slowest one
+# wait for its first token?
+
+# %%
+p_queue = predict("14.queue", "Twice the capacity, endless queue: the longest wait for a first token?", 0, 60, "s")
+
+
+# %%
+def offered(load, limits):
+    """What comes of arrivals at so many times the capacity."""
+    return simulate(Scheduler(limits), arrivals(LENGTHS, load * CAPACITY, seed=seed), COST)
+
+
+LOADS = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 1.5, 2.0)
+queues = {"endless queue": [offered(load, WIDE) for load in LOADS]}
+queues["4,000 tokens may wait"] = [offered(load, NARROW) for load in LOADS]
+p_queue.against(queues["endless queue"][-1].ttft.at(1))
+
+# %% [markdown]
+# Over all loads: the wait of the unlucky (the 99th percentile), and who was sent away.
+
+# %%
+with style.use():
+    fig, axes = picture.new(columns=2, size=(9.6, 3.0))
+    for at, (name, reports) in enumerate(queues.items()):
+        axes[0].plot(LOADS, [r.ttft.at(0.99) for r in reports], "o-", color=style.PALETTE[1 - at], label=name)
+        axes[1].plot(LOADS, [100 * r.refused / len(LENGTHS) for r in reports], "o-", color=style.PALETTE[1 - at])
+    axes[0].set(yscale="log", xlabel="offered load (capacity = 1)", ylabel="time to first token, p99 (s)")
+    axes[1].set(xlabel="offered load (capacity = 1)", ylabel="turned away (%)")
+    axes[0].legend()
+told = "; ".join(f"{name}: {r[-1].ttft.at(0.99):.1f} s and {r[-1].refused} away at 2" for name, r in queues.items())
+fig.alt = f"99th percentile of the time to first token, and share turned away, by offered load. {told}."
+display(fig)
+
+# %% [markdown]
+# The bend is the **knee**: there the queue begins.
+
+# %% [markdown]
+# Beyond it an endless queue makes everybody wait, longer and longer, and serves not one person
+# more. A bounded one keeps its promise to those whom it accepts.
+
+# %% [markdown]
+# ## 5 · Alone or in company
+#
+# At temperature 0 an answer is the likeliest token, again and again. Above it, tokens are *drawn*, and somebody has to
+# supply the chance. If a batch draws from one generator, your answer depends on who is in the batch with you: other
+# company, another answer; a request that is begun again after a crash, another answer too.
+#
+# So let the noise of every token be a **function**: of the request's seed, of the continuation k (a request may ask for
+# n of them), of the step i, and of nothing else. Salmon et al. 2011 (*Parallel random numbers: as easy as 1, 2, 3*)
+# made generators that are just that, a scramble of a key and a counter. NumPy has one of them, Philox: a key and a
+# counter of four words. It counts up the *first* word itself, one for every four numbers that are drawn.
+
+# %% [markdown]
+# With uniform numbers $u_v$ in hand, the largest of $\ell_v / T - \log(-\log u_v)$ is a draw from the softmax of
+# $\ell / T$ (Gumbel 1954). No sums, no search: a row of a batch never meets another.
+
+
+# %% exercise="14.draw"
+def draw(logits_NV: Tensor, temperature_N: Tensor, keys_N3: Tensor) -> Tensor:
+    """A token for every row, which depends on that row's logits, temperature and key alone.
+
+    The uniform numbers of a row are `np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, k, i])).random(V)`.
+
+    Args:
+        logits_NV: [N, V]; minus infinity where a token is forbidden. N may be 0.
+        temperature_N: [N], 0 or more; at 0 the token with the largest logit is taken, without noise.
+        keys_N3: [N, 3] int64: seed, continuation k, step i.
+
+    Returns ids [N] int64: the largest of logits / temperature + Gumbel noise, or −1 for a row that holds NaN.
+    """
+    ### BEGIN SOLUTION
+    ids_N = torch.empty(len(logits_NV), dtype=torch.int64)
+    for n, (seed, k, i) in enumerate(keys_N3.tolist()):
+        score_V = logits_NV[n].double()
+        if temperature_N[n] > 0:
+            noise = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, k, i]))
+            gumbel_V = -(-torch.from_numpy(noise.random(len(score_V))).log()).log()
+            score_V = score_V / temperature_N[n] + gumbel_V
+        ids_N[n] = -1 if score_V.isnan().any() else score_V.argmax()
+    return ids_N
+    ### END SOLUTION
+
+
+# %% check="14.draw"
+draw = check("14.draw", draw)
+
+# %% [markdown]
+# One request, seed 7, the first eight steps of two continuations, over ten equally likely tokens; then the same, with
+# the rows in another order:
+
+# %% tags=["nbval-check-output"]
+keys = torch.tensor([[7, k, i] for k in (0, 1) for i in range(8)])
+ids = draw(torch.zeros(16, 10), torch.ones(16), keys)
+print("k = 0:", ids[:8].tolist(), " k = 1:", ids[8:].tolist())
+order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
+print("the same in another order:", torch.equal(draw(torch.zeros(16, 10), torch.ones(16), keys[order]), ids[order]))
+
+# %% [markdown]
+# Does it draw from the right distribution? Real logits, those of the model after a beginning, and 3,000 seeds:
+
+# %%
+start = tokenizer.encode("The value of the ", add_special_tokens=False)
+with torch.no_grad():
+    logits_V = model(torch.tensor([start], device=device)).logits[0, -1].float().cpu()
+many = torch.tensor([[s, 0, 0] for s in range(3000)])
+ids = draw(logits_V.expand(3000, -1), torch.ones(3000), many)
+likely = logits_V.softmax(-1).topk(12)
+found = [(ids == id).float().mean().item() for id in likely.indices]
+with style.use():
+    fig, (axis,) = picture.new(size=(8.2, 2.6))
+    axis.bar(range(12), 100 * likely.values, color=style.GREY, label="softmax")
+    spread = [196 * math.sqrt(p * (1 - p) / 3000) for p in likely.values.tolist()]
+    axis.errorbar(range(12), [100 * f for f in found], spread, fmt="o", color=style.PALETTE[0], label="drawn, 95 %")
+    axis.set_xticks(range(12), [repr(tokenizer.decode([id])) for id in likely.indices.tolist()], rotation=40)
+    axis.set(ylabel="share (%)")
+    axis.legend()
+told = ", ".join(f"{100 * f:.1f} for {100 * p:.1f}" for f, p in zip(found, likely.values.tolist(), strict=True))
+fig.alt = f"Shares of the twelve likeliest tokens, drawn for softmax, in per cent: {told}."
+display(fig)
+
+# %% [markdown]
+# Now the other way: a sampler with one generator for the batch. A request in row 3 draws once in a batch of eight, and
+# once after somebody in front of it has left. How often does it get the same token, from these logits?
+
+# %%
+p_same = predict("14.same", "One generator for the batch: the same token in other company?", 0, 100, "%")
+
+
+# %%
+def together(rows, batch_seed):
+    """Tokens of a batch that shares one generator."""
+    noise = torch.rand(rows, len(logits_V), generator=torch.Generator().manual_seed(batch_seed)).double()
+    return (logits_V - (-noise.log()).log()).argmax(-1)
+
+
+trials = 200
+shared = [together(8, s)[3].item() == together(7, s)[2].item() for s in range(trials)]
+keys = torch.tensor([[s, 0, 0] for s in range(8)])
+crowd, fewer = (draw(logits_V.expand(n, -1), torch.ones(n), keys[-n:]) for n in (8, 7))
+p_same.against(100 * sum(shared) / trials)
+print("with a key of its own:", f"{100 * (crowd[-7:] == fewer).float().mean():.0f} %")
+
+# %% [markdown]
+# What is left of agreement is chance: two draws from one distribution are sometimes equal.
+
+# %% [markdown]
+# ## 6 · How slow is slow?
+#
+# A mean tells nothing about the one in a hundred who waits. Percentiles do, and a server that keeps every latency to
+# sort them would drown. So Prometheus counts, in **buckets**: for each edge, how many latencies were at most that
+# (`le`). From these counts `histogram_quantile` estimates a percentile, as if observations were spread evenly inside a
+# bucket.
+
+
+# %% exercise="14.quantile"
+def quantile(q: float, edges, counts) -> tuple[float, float, float]:
+    """A quantile from a Prometheus histogram, and how wrong it can be.
+
+    Args:
+        q: the share of observations below, above 0, up to 1.
+        edges: ascending upper edges of the buckets, all positive; the last is infinite.
+        counts: of each, the number of observations up to its edge: cumulative, the last one is all of them.
+
+    Returns the estimate, and the lower and upper edge of the bucket that the quantile lies in. With rank = q · all,
+    that is the first bucket whose count reaches the rank, and the estimate lies in it as far as the rank lies between
+    the counts at its two edges. The first bucket begins at 0. In the infinite one the estimate is its lower edge.
+    Three NaN if nothing was observed. Raises ValueError for a q outside.
+    """
+    ### BEGIN SOLUTION
+    if not 0 < q <= 1:
+        raise ValueError(f"q is {q}; give a share above 0, up to 1")
+    if counts[-1] == 0:
+        return math.nan, math.nan, math.nan
+    rank = q * counts[-1]
+    at = next(i for i, count in enumerate(counts) if count >= rank)
+    lower, below = (edges[at - 1], counts[at - 1]) if at else (0.0, 0)
+    if edges[at] == math.inf:
+        return lower, lower, math.inf
+    share = (rank - below) / (counts[at] - below)
+    return lower + share * (edges[at] - lower), lower, edges[at]
+    ### END SOLUTION
+
+
+# %% check="14.quantile"
+quantile = check("14.quantile", quantile)
+
+# %% [markdown]
+# Ten observations, in buckets up to 1, 2, 4 and more seconds:
+
+# %% tags=["nbval-check-output"]
+EDGES, COUNTS = [1.0, 2.0, 4.0, math.inf], [2, 4, 9, 10]
+for q in (0.1, 0.5, 0.9, 0.99):
+    about, low, high = quantile(q, EDGES, COUNTS)
+    print(f"q = {q:<5} about {about:.2f} s, surely between {low} and {high} s")
+
+# %% [markdown]
+# How far off is it? The simulated server at 0.8 of its capacity, all its waits known, and the edges that many servers
+# use. By how much does the estimate of p99 differ from the truth?
+
+# %%
+p_error = predict("14.error", "p99 from buckets, against the true one?", 0, 100, "%")
+
+# %%
+FIRST = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, math.inf]
+waits = queues["endless queue"][LOADS.index(0.8)].ttft
+qs = [0.01 * i for i in range(1, 100)]
+upto = [sum(waits.at((n + 1) / len(waits)) <= edge for n in range(len(waits))) for edge in FIRST]
+true, told = [waits.at(q) for q in qs], [quantile(q, FIRST, upto) for q in qs]
+p_error.against(100 * abs(told[-1][0] / true[-1] - 1))
+with style.use():
+    fig, (axis,) = picture.new(size=(7.6, 2.8))
+    low, high = ([t[side] for t in told] for side in (1, 2))
+    axis.fill_between(qs, low, high, color=style.GREY, alpha=0.5, label="the bucket")
+    axis.plot(qs, true, color=style.INK, label="true")
+    axis.plot(qs, [t[0] for t in told], "--", color=style.PALETTE[1], label="estimated")
+    axis.set(yscale="log", xlabel="share of requests", ylabel="time to first token (s)")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+fig.alt = f"True and estimated quantiles; p99 is {true[-1]:.3f} s, estimated {told[-1][0]:.3f} s."
+display(fig)
+
+# %% [markdown]
+# All that is really known is the grey band. A dashboard draws the orange line to four digits.
+
+# %% [markdown]
+# ## 7 · Recap
+#
+# Six questions. Each can be failed, and each wrong answer has its own reply.
+
+# %%
+recap("14")
+
+# %% [markdown]
+# ## Further reading
+#
+# - WHATWG, *HTML*, section 9.2, *Server-sent events*: html.spec.whatwg.org.
+# - Kwon et al. 2023, *Efficient Memory Management for Large Language Model Serving with PagedAttention*, arXiv
+#   2309.06180: the engine that most servers took after.
+# - Salmon et al. 2011, *Parallel random numbers: as easy as 1, 2, 3* (SC11): Philox and its relatives.
+# - Schroeder, Wierman and Harchol-Balter 2006, *Open Versus Closed: A Cautionary Tale* (NSDI): why a load generator
+#   must not wait for answers.
+# - Dean and Barroso 2013, *The Tail at Scale*, Communications of the ACM 56(2).
+# - Prometheus documentation, *Histograms and summaries*, and the source of `histogram_quantile`.

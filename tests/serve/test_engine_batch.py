@@ -1,0 +1,116 @@
+"""A step's chunks as tensors, and decoding steps with fixed sizes, as a graph has them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from paged_models import FAMILIES, build
+
+from labkit.serve.cache.paged import Layout
+from labkit.serve.engine import Engine, SamplingParams
+from labkit.serve.engine.batch import Packer, Shape
+from labkit.serve.engine.graphs import GraphRunner, refuses, sizes
+from labkit.serve.engine.runner import TorchRunner, extent
+from labkit.serve.scheduler import Chunk, Limits
+
+LIMITS = Limits(num_blocks=30, block_size=3, max_context=33, max_tokens_per_step=13, max_sequences=6)
+
+
+@st.composite
+def steps(draw, decode=False):
+    size, free = draw(st.integers(1, 4)), iter(draw(st.permutations(range(60))))
+    chunks = []
+    for at in range(draw(st.integers(1, 6))):
+        start = draw(st.integers(0, 9))
+        tokens = tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=1 if decode else 5)))
+        count = -(-(start + len(tokens)) // size)
+        chunks.append(
+            Chunk(str(at), start, tokens, tuple(next(free) for _ in range(count)), decode or draw(st.booleans()))
+        )
+    return size, chunks
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps())
+def test_packed_bytes_are_the_layout_and_the_rows_that_sample(drawn):
+    size, chunks = drawn
+    packer = Packer(size, 60)
+    shape = packer.shape(chunks)
+    batch = shape.batch(packer.pack(chunks, shape), *extent(chunks))
+    wanted = Layout.of(chunks, size)
+    for name in ("positions_T", "rows_T", "starts_N", "lengths_N", "tables_NM"):
+        found, right = getattr(batch.layout, name), getattr(wanted, name)
+        assert found.dtype == right.dtype
+        assert torch.equal(found, right), name
+    for name in ("longest", "longest_context", "decodes"):
+        assert getattr(batch.layout, name) == getattr(wanted, name)
+    assert batch.ids_T.tolist() == [token for chunk in chunks for token in chunk.tokens]
+    ends = wanted.starts_N[1:] - 1
+    assert batch.wanted_R.tolist() == [end for end, chunk in zip(ends.tolist(), chunks, strict=True) if chunk.samples]
+
+
+@settings(max_examples=80, deadline=None)
+@given(steps(decode=True), st.integers(0, 4), st.integers(0, 3))
+def test_padding_reads_nothing_and_writes_into_the_spare_block(drawn, more, wider):
+    size, chunks = drawn
+    packer = Packer(size, 60)
+    tight = packer.shape(chunks)
+    N = tight.N + more
+    wide = Shape(N, N, tight.M + wider, N)
+    batch = wide.batch(packer.pack(chunks, wide), 1, 99, N)
+    exact, real = Layout.of(chunks, size), tight.N
+    assert torch.equal(batch.layout.rows_T[:real], exact.rows_T)
+    assert torch.equal(batch.layout.tables_NM[:real, : tight.M], exact.tables_NM)
+    assert torch.equal(batch.layout.lengths_N[:real], exact.lengths_N)
+    assert set(batch.layout.rows_T[real:].tolist()) <= {60 * size}
+    assert not batch.layout.lengths_N[real:].any()
+    assert batch.layout.starts_N.tolist() == [*batch.wanted_R.tolist(), N] == list(range(N + 1))
+
+
+def test_tables_follow_blocks_that_change_and_forget_who_left():
+    packer = Packer(2, 400)
+    for blocks in ((0, 1), (0, 2), (5, 2, 7)):
+        chunk = Chunk("a", 2 * len(blocks) - 1, (3,), blocks, True)
+        shape = packer.shape([chunk])
+        assert shape.batch(packer.pack([chunk], shape), *extent([chunk])).layout.tables_NM.tolist() == [list(blocks)]
+    for at in range(300):
+        chunk = Chunk(f"b{at}", 0, (3,), (at,), True)
+        packer.pack([chunk], packer.shape([chunk]))
+    assert len(packer._tables) < 100
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fixed_sizes_change_no_answer_and_no_count(family):
+    prompts = [[1, 2, 3, 4, 5, 6, 7], [8], [1, 2, 3], [30, 31, 32, 33] * 4, [9, 9]]
+    model, found = build(family), []
+    for runner in (TorchRunner(model, LIMITS), GraphRunner(model, LIMITS, record=lambda compute: compute)):
+        engine, reports = Engine(model, limits=LIMITS, runner=runner), []
+        engine.observers.append(reports.append)
+        params = [
+            SamplingParams(max_tokens=9, temperature=at % 2, seed=at, n=1 + at % 2, logprobs=at % 3) for at in range(5)
+        ]
+        results = engine.generate(prompts, params)
+        engine.check()
+        found.append(([one.completions for one in results], [report.experts for report in reports]))
+    assert [[one.token_ids for one in answers] for answers in found[0][0]] == [
+        [one.token_ids for one in answers] for answers in found[1][0]
+    ]
+    assert found[0][1] == found[1][1]
+
+
+def test_there_is_a_size_for_every_number_of_sequences():
+    for most in (1, 2, 7, 24, 40, 48, 49, 63, 64, 65, 100, 256, 300):
+        found = sizes(most)
+        assert found[-1] >= most
+        assert list(found) == sorted(set(found))
+        assert len(found) == 1 or found[-2] < most or found[-1] < most + 32
+    assert sizes(256)[-1] == 256
+
+
+def test_without_a_gpu_graphs_are_refused():
+    model = build("mixtral")
+    assert "GPU" in refuses(model)
+    with pytest.raises(ValueError, match="graphs is True, and cannot be"):
+        Engine(model, limits=LIMITS, graphs=True)
