@@ -49,7 +49,7 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from labkit import check, claim, hint, predict, recap, reveal
+from labkit import check, claim, hint, predict, recap, reveal, show
 from labkit.core import runtime
 from labkit.core.cost import model_params
 from labkit.core.presets import preset
@@ -62,6 +62,7 @@ from labkit.serve.cache import chain, root
 from labkit.serve.engine import Engine, SamplingParams
 from labkit.serve.scheduler import Limits, Scheduler
 from labkit.serve.scheduler.simulate import Cost, simulate
+from labkit.serve.timeline import ladder, record
 from labkit.serve.workload import arrivals, lognormal_lengths
 from labkit.show import figures, picture, style
 from labkit.train import documents
@@ -352,7 +353,7 @@ display(Markdown(head + "\n".join(table)))
 # first logits of the others. Below, the largest change of any of them.
 
 # %%
-widths = (20, 80, 320)
+widths = (20, 60, 180)
 moved = {}
 for width in widths:
     for name, batch in in_four_ways([*short, (pieces["english"] * 2)[:width]]).items():
@@ -747,40 +748,23 @@ static = to_longest(twelve, 4).steps
 p_steps.against(100 * len(flowing) / static)
 
 # %% [markdown]
-# When each began, when it had its answer, and until when its row went on:
+# Here are the same twelve in all ways, step by step: a row is a request, and below are the blocks of the cache, in the
+# colour of who holds them. Choose a way, then play it or move along with the arrow keys. (The continuous ways are the
+# work of `labkit.serve.scheduler`, which does what yours does, with some more rules: priorities, forks, common
+# beginnings.)
 
 # %%
-rows_static, begin = {}, 0
-for at in range(0, 12, 4):
-    until = begin + max(output for _, output in twelve[at : at + 4])
-    rows_static |= {i: (begin, begin + twelve[i][1], until) for i in range(at, at + 4)}
-    begin = until
-rows_flowing = {}
-for number, chunks in enumerate(flowing):
-    for id, _ in chunks:
-        started = rows_flowing.get(int(id), (number,))[0]
-        rows_flowing[int(id)] = started, number + 1, number + 1
+jobs = list(arrivals(twelve, seed=seed))
+small = Limits(40, block_size=16, max_tokens_per_step=256, max_sequences=4, reserve=0)
+display(show.BatchTimeline(ladder(jobs, small, batch_size=4, maximum=(128, 32))))
 
 # %% [markdown]
-# A line is a request; dark is its prompt, light its answer, grey a row that computes for nobody.
-
-# %%
-with style.use():
-    fig, axes = picture.new(rows=2, size=(8.4, 4.6))
-    for axis, (name, spans) in zip(axes, (("static", rows_static), ("continuous", rows_flowing)), strict=True):
-        for row, (start, end, until) in spans.items():
-            axis.barh(row, until - start, left=start, color=style.GREY)
-            axis.barh(row, end - start, left=start, color=style.PALETTE[4])
-            axis.barh(row, 1, left=start, color=style.PALETTE[0])
-        axis.set(title=name, xlim=(0, static), yticks=[], ylabel="request")
-        axis.invert_yaxis()
-    axes[1].set_xlabel("step")
-fig.alt = f"Twelve requests, four at a time: {static} steps in static batches, {len(flowing)} continuously."
-display(fig)
+# Look for three things. In the padded ways, rows that compute for nobody until their batch ends. In the continuous one,
+# a new row in the very step in which another has left. And in the pool, how much a padded batch reserves beside what
+# the other holds.
 
 # %% [markdown]
-# `labkit.serve.scheduler` does the same with some more rules (priorities, forks, common beginnings), and runs under the
-# engine below. On all 256 requests, with sixteen at a time and memory enough, does yours take the same steps?
+# On all 256 requests, with sixteen at a time and memory enough, does yours take the same steps as `labkit`'s?
 
 # %% tags=["nbval-check-output"]
 plain = Limits(4000, max_tokens_per_step=512, max_sequences=16, reserve=0, reuse_prefixes=False)
@@ -828,6 +812,10 @@ scarce = {
 again = {"computed again": [100 * tally.wasted for tally in scarce.values()],
          "more steps": [100 * (tally.steps / flow.steps - 1) for tally in scarce.values()]}  # fmt: skip
 display(figures.cost_curve(COUNTS, again, "blocks of 16 positions", "% of all tokens, of the steps", log=False))
+
+# %% [markdown]
+# (The waste is in tokens that are computed twice. They are cheaper than they look: a lost sequence comes back as one
+# prompt, and prompts are computed many tokens at a time.)
 
 # %% [markdown]
 # The steps tell more than the waste: with little memory few sequences run at once. So memory is what bounds a batch;
@@ -1137,6 +1125,17 @@ display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()},
 # part.
 
 # %% [markdown]
+# The engine with hardly any memory once more, recorded while it works. Watch a sequence lose its blocks, wait, and
+# come back with its prompt and all that it had said as one piece to compute. (The button with the cross leads to it.)
+
+# %%
+engine = engine_for(model, **WAYS["hardly any memory"])
+recording = record(engine)
+engine.observers.append(recording)
+answer_all(engine, requests)
+display(show.BatchTimeline(recording.timeline("hardly any memory")))
+
+# %% [markdown]
 # Two faults would show in this table and nowhere else: a row that reads a neighbour's block, and a block that is given
 # away while somebody still needs it. That is why "the same as alone" is a test, and a good one.
 
@@ -1211,14 +1210,24 @@ def their_engine(model, requests, **sizes):
 SMALL = {"num_blocks": 16, "max_batch_tokens": 64}
 theirs = {"generate, padded": their_batches(their_model, requests, 4)[0],
           "continuous batching": their_engine(their_model, requests, **SMALL)[0]}  # fmt: skip
-for name, found in theirs.items():
-    agree = sum(a == b for a, b in zip(found, given["room for all"], strict=True))
-    print(f"transformers, {name}: {agree} of {len(requests)} answers are ours, token by token")
+agree = {
+    f"transformers, {name}": [sum(a == b for a, b in zip(found, by_itself, strict=True))]
+    for name, found in theirs.items()
+}
+agree["ours"] = [same["room for all"]]
+display(figures.bars_with_spread(agree, "answers as alone", "of 8 requests"))
+
+# %% [markdown]
+# Three implementations and the plain one, with padding, with blocks of 256 and with blocks of 16: the same tokens. That
+# is what makes an engine comparable. Only now are times worth looking at.
 
 # %% [markdown]
 # ## 8 · What users wait for
 #
-# Tokens a second are the operator's number. A user has two others: how long until the first token comes (**TTFT**, time
+# Tokens a second are the operator's number.
+
+# %% [markdown]
+# A user has two others: how long until the first token comes (**TTFT**, time
 # to first token), and how long the pauses are between one token and the next (**gaps**). A mean of them hides what
 # people complain about, so percentiles are used: the 99th says that one in a hundred waits longer.
 
@@ -1272,7 +1281,8 @@ for percent in (50, 99):
 # as section 1 measured it: a fixed part, and a part for each token.
 
 # %% [markdown]
-# First the **capacity**: everything comes at once.
+# First the **capacity**: everything comes at once. How many requests a second are answered then is the most that there
+# can be in the long run.
 
 # %%
 most = BATCHES[-1]
@@ -1405,6 +1415,10 @@ for name, found in measured.items():
     cells = [f"{found[percent][at]:.3f} s" for at in (0, 1) for percent in (50, 99)]
     table.append(f"| {name} | {found['rate']:,.0f} | {' | '.join(cells)} |")
 display(Markdown(head + "\n".join(table) + f"\n\n{MEASURED} requests, {sum(c for _, c in load):,} tokens, on {where}."))
+
+# %% [markdown]
+# What is compared has its own settings: the block sizes, the largest step, what is compiled and what is captured in a
+# graph. Both engines had the same budget of tokens a step, and were called once before the clock ran.
 
 # %% [markdown]
 # Read all columns. In static batches gaps are even, since nobody comes in, and first tokens wait for whole batches. A

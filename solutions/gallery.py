@@ -13,9 +13,10 @@
 # %% [markdown]
 # # Gallery: routing that can be seen and touched
 #
-# Nine views of the same record. A router decides for every token, in every layer; `labkit.nn.trace` writes down what
-# it decided, for a model of ours or for any mixture of experts in `transformers`, and each view below reads that record
-# and nothing else. So whatever you see here on two tiny models, you can see on a model of your own with the same line.
+# Nine views of the same record, and a tenth of how a batch is served. A router decides for every token, in every
+# layer; `labkit.nn.trace` writes down what it decided, for a model of ours or for any mixture of experts in
+# `transformers`, and each of the nine reads that record and nothing else. So whatever you see here on two tiny models,
+# you can see on a model of your own with the same line.
 #
 # Nothing is asked of you. Every view answers to the mouse and to the keyboard: click into it, or go to it with Tab, and
 # it has the keys that the line "Keys" under it names. Every view has a Python side too: what you pick is an attribute
@@ -40,6 +41,8 @@ from labkit import show
 from labkit.core import metrics, runtime
 from labkit.core.config import MoEConfig
 from labkit.nn import Labelled, WindowModel, trace
+from labkit.serve import timeline, workload
+from labkit.serve.scheduler import Limits
 from labkit.train import balance, data
 
 profile = runtime.resolve_profile(profile)
@@ -335,6 +338,34 @@ display(cut)
 display(show.tiles(theirs[1]))
 
 # %% [markdown]
+# ## 10 · A batch over its steps
+#
+# Serving has a router of its own: the scheduler, which decides who computes what in the next step, and who holds which
+# block of the cache. No model is needed to watch it; what a step takes is only counted. The same eight requests are
+# batched in five ways, from padding to reused beginnings. **Press the space bar** to play, walk with ← →, choose a way
+# with W. Click a bar or a block to light its request; P goes to the next preemption, where one request loses its blocks
+# to another and will compute them again.
+
+# %%
+lengths = [(prompt // 8 + 1, output // 8 + 1) for prompt, output in workload.lognormal_lengths(8, seed=1)]
+jobs = list(workload.arrivals(lengths, seed=seed, beginnings=1, beginning_tokens=8))
+tight = Limits(num_blocks=24, block_size=4, max_tokens_per_step=24, max_sequences=6, reserve=0)
+batch = show.batch_timeline(timeline.ladder(jobs, tight, batch_size=4))
+batch.way, batch.step = 4, 12
+display(batch)
+
+# %% [markdown]
+# Two hundred requests, as many as come to a small server within a second. Beyond eight, the one in hand is lit. Drag
+# over the curve at the top to see where prompts crowd in and where the blocks run out.
+
+# %%
+jobs = list(workload.arrivals(workload.lognormal_lengths(200), rate=200, seed=seed, beginnings=4, beginning_tokens=64))
+roomy = Limits(num_blocks=400, max_tokens_per_step=256, max_sequences=32, reserve=0)
+served = show.batch_timeline(timeline.ladder(jobs, roomy, batch_size=16)["continuous, prefixes reused"])
+served.step, served.selected = 150, 20
+display(served)
+
+# %% [markdown]
 # ## What the kernel knows
 #
 # Every view keeps what you picked. Touch some of them, then run this cell again.
@@ -346,6 +377,7 @@ print("lift:     brushed", lift.brush, {name: f"{share.share:.1%}" for name, sha
 heirs = {expert: f"{share:.0%}" for expert, share in list(worth.heirs.items())[:3]}
 print(f"ablation: expert {worth.expert} costs {worth.effect['all tokens'].change:+.3f} nats a byte; heirs:", heirs)
 print(f"tiles:    {cut.block_m} rows each, {cut.tiling.tiles} of them, {cut.tiling.padding} rows empty")
+print(f"batch:    {batch.timeline.name}, step {batch.step}: {len(batch.moment.holders)} blocks held")
 
 # %% [markdown]
 # ## A real model

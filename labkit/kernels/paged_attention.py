@@ -27,7 +27,7 @@ __all__ = ["Layout", "attend", "choose", "force", "turn_and_write", "write"]
 
 Turn = tuple[Tensor, Tensor, bool]
 NAMES = ("triton", "torch")
-CACHED = 1 << 17  # numbers copied for one padded call: still in a core's cache when it computes, and no fresh pages
+CACHED = 1 << 18  # numbers copied for one padded call: still in a core's cache when it computes
 _forced = Forced("paged_attention")
 
 
@@ -174,17 +174,31 @@ def _torch(query_THd, key_AbGd, value_AbGv, layout: Layout, scale, window, sinks
     """A few padded calls of torch's own attention."""
     out_THv = query_THd.new_zeros(*query_THd.shape[:2], value_AbGv.shape[-1])
     most = CACHED // (key_AbGd.shape[2] * key_AbGd.shape[3])
-    for batch in padded(layout, key_AbGd.shape[1], window, most):
-        _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch, scale, sinks)
+    batches = padded(layout, key_AbGd.shape[1], window, most)
+    rows = max((batch.rows_nK.numel() for batch in batches), default=0)
+    rooms = tuple(_room(layout, part, store, rows) for part, store in enumerate((key_AbGd, value_AbGv)))
+    for batch in batches:
+        _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch, rooms, scale, sinks)
     return out_THv
 
 
-def _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch: Padded, scale: float, sinks: Tensor | None) -> None:
+def _room(layout: Layout, part: int, store_AbGd: Tensor, rows: int) -> Tensor:
+    """Memory for so many rows, the same in all layers of a step: fresh pages cost more than the copy."""
+    key = (part, rows, store_AbGd.shape[2:], store_AbGd.dtype)
+    if key not in layout.derived:
+        layout.derived[key] = store_AbGd.new_empty(rows, *store_AbGd.shape[2:])
+    return layout.derived[key]
+
+
+def _attend(
+    out_THv: Tensor, query_THd: Tensor, key_AbGd: Tensor, value_AbGv: Tensor, batch: Padded,
+    rooms: tuple[Tensor, Tensor], scale: float, sinks: Tensor | None,
+) -> None:  # fmt: skip
     """One padded call; the heads that share keys, and the tokens, are the queries of each key head."""
     (n, S), (H, G) = batch.tokens_nS.shape, (query_THd.shape[1], key_AbGd.shape[2])
-    key_nGKd = _entries(key_AbGd, batch.rows_nK, query_THd.dtype)
+    key_nGKd = _entries(key_AbGd, batch.rows_nK, rooms[0], query_THd.dtype)
     latent = key_AbGd.data_ptr() == value_AbGv.data_ptr()
-    value_nGKv = key_nGKd if latent else _entries(value_AbGv, batch.rows_nK, query_THd.dtype)
+    value_nGKv = key_nGKd if latent else _entries(value_AbGv, batch.rows_nK, rooms[1], query_THd.dtype)
     tokens, shared = batch.tokens_nS.flatten(), H // G
     query_nSGsd = query_THd.index_select(0, tokens).view(n, S, G, shared, -1)
     rows_nGRd = query_nSGsd.permute(0, 2, 3, 1, 4).reshape(n, G, shared * S, -1)
@@ -198,9 +212,9 @@ def _attend(out_THv, query_THd, key_AbGd, value_AbGv, batch: Padded, scale: floa
     out_THv.index_copy_(0, tokens, y_nSGsv.reshape(n * S, H, -1)[..., : value_AbGv.shape[-1]])
 
 
-def _entries(store_AbGd: Tensor, rows_nK: Tensor, dtype: torch.dtype) -> Tensor:
+def _entries(store_AbGd: Tensor, rows_nK: Tensor, room: Tensor, dtype: torch.dtype) -> Tensor:
     """[n, G, K, d]: a copy of these rows."""
-    found = store_AbGd.flatten(0, 1).index_select(0, rows_nK.flatten()).to(dtype)
+    found = torch.index_select(store_AbGd.flatten(0, 1), 0, rows_nK.flatten(), out=room[: rows_nK.numel()]).to(dtype)
     return found.view(*rows_nK.shape, *store_AbGd.shape[2:]).transpose(1, 2)
 
 

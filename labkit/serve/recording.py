@@ -165,7 +165,7 @@ class Recording:
             if row not in tables:
                 self._do(Span(row, IDLE, at, at + 1))
                 tables[row] = continuation.blocks
-        self._wait({self.rows[one.id] for one in self.scheduler.waiting.items} - tables.keys())
+        self._wait({self.rows[one.id] for one in self.scheduler.waiting.items})
         self.copies += [Copy(at, source, target) for source, target in step.copies]
         self.blocks.note(at, tables, self.scheduler.pool.kept_blocks)
 

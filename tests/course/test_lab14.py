@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+from labkit.core.config import ModelConfig, MoEConfig
 from labkit.course import labs
 from labkit.course.grade import grade
+from labkit.course.hosted import Hosted, flawed_engine
+from labkit.course.labs._14_clinic import FAULTS, chart
+from labkit.course.labs._14_diagnoses import DIAGNOSES, SUSPECTS, clinic
 from labkit.course.release import answer_id, grade_id, render, solved_notebook
 from labkit.course.streamed import StandIn, arrived, data_of, elsewhere, relayed, released
+from labkit.nn import Transformer
+from labkit.serve.engine import SamplingParams
 from labkit.serve.scheduler import Full
 
 EXERCISES = {exercise.name: exercise for exercise in labs.lab("14").exercises}
@@ -156,3 +162,48 @@ def test_lab_14_is_graded_in_the_sandbox(tmp_path):
     path.write_text(render(notebook), "utf-8")
     wrong = {graded.exercise: graded.diagnosis for graded in grade(path).exercises if graded.status != "passed"}
     assert list(wrong) == ["14.relay"]
+
+
+# ----------------------------------------------------------------------------------------------- the server, the clinic
+
+
+def test_one_token_spoils_its_own_request_alone(tmp_path):
+    config = ModelConfig(
+        "tiny", 32, 2, 16, 2, 1, 8, MoEConfig(d_model=16, d_expert=8, num_experts=4, top_k=2), max_context=64
+    )
+    torch.manual_seed(0)
+    Transformer(config).save_pretrained(tmp_path)
+    engine = flawed_engine(str(tmp_path), poison=31, device="cpu", limits={"num_blocks": 16, "max_context": 64})
+    prompts, params = [[1, 2, 3], [4, 31, 5], [6, 7, 8]], SamplingParams(max_tokens=4)
+    alone = [engine.generate([prompt], params)[0].completions[0] for prompt in prompts]
+    company = [result.completions[0] for result in engine.generate(prompts, params)]
+    assert [each.finish_reason for each in company] == ["length", "error", "length"]
+    assert [each.token_ids for each in company] == [each.token_ids for each in alone]
+
+
+def test_a_server_that_cannot_start_says_so(tmp_path):
+    with Hosted(tmp_path, {"poison": 1, "device": "cpu"}) as server, pytest.raises(RuntimeError, match="has ended"):
+        server.wait()
+
+
+def test_every_patient_shows_its_fault_and_nothing_else():
+    ward = {letter: chart(letter) for letter in FAULTS}
+    well = ward["healthy"]
+    assert ward["A"].free[-1] < 6 < well.free[-1]
+    assert sum(ward["B"].failed) - sum(well.failed) == sum(well.refused) - sum(ward["B"].refused) > 10
+    assert max(ward["C"].waiting) > 2 * max(well.waiting)
+    assert max(ward["D"].failed) >= 5 > max(well.failed)
+    assert ward["E"].compared == [1, 2, 3, 4, 5, 6]
+    assert ward["E"].took == well.took
+    for letter in "BCDE":
+        assert sum(ward[letter].answered) > 0.9 * sum(well.answered)
+    with pytest.raises(ValueError, match="no patient 'F'"):
+        chart("F")
+
+
+def test_every_diagnosis_has_one_right_answer_and_each_fault_occurs_once(capsys):
+    right = ["abcde"[[choice.right for choice in question.choices].index(True)] for question in DIAGNOSES]
+    assert sorted(right) == sorted("abcde")
+    assert [FAULTS[letter] for letter in "ABCDE"] == [list(SUSPECTS)["abcde".index(letter)] for letter in right]
+    clinic(right)
+    assert capsys.readouterr().out.count("✓") == 5

@@ -156,7 +156,9 @@ class StandIn:
                 if fault.mark in one.prompt and fault.at == one.done and fault.strikes(self.folder):
                     fault.happen()
             deltas.append(one.take())
-        chunks = tuple(Chunk(f"{one.id}.{one.index}", one.done, (1,), (0,), True) for one in self.running)
+        chunks = tuple(
+            Chunk(f"{one.id}.{one.index}", one.done, (1,), tuple(range(9, 9 + one.done)), True) for one in self.running
+        )
         self.finished += sum(one.done == len(one.tokens) for one in self.running)
         self.running = [one for one in self.running if one.done < len(one.tokens)]
         self.steps += 1

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -215,3 +217,14 @@ def test_a_model_of_no_family_runs_in_onnx_runtime_alone():
         assert [each.serves for each in served_by(config)] == [False, False, False, True]
     with pytest.raises(ValueError, match="served_by takes"):
         served_by(3)
+
+
+def test_who_serves_what_is_answered_without_torch():
+    here = str(Path(__file__).parents[2])
+    code = (
+        f"import sys; sys.path.insert(0, {here!r})\n"
+        "from labkit.core.presets import preset\nfrom labkit.serve.export import served_by\n"
+        "served_by(preset('deepseek-v3'))\nprint(*sys.modules)"
+    )
+    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
+    assert {"torch", "onnx", "onnxruntime", "transformers"} & {name.split(".")[0] for name in loaded} == set()

@@ -11,7 +11,7 @@ from export_models import FAMILIES, PLAIN, prompts, seeded
 
 from labkit.nn import Transformer
 from labkit.nn.quant import quantize
-from labkit.serve.export import compare, hf, to_hf
+from labkit.serve.export import check_folder, compare, hf, to_hf
 
 TRAINED = Path(__file__).parents[2] / "data" / "checkpoints" / "four-domains"
 
@@ -33,8 +33,8 @@ def test_transformers_computes_the_same(family, tmp_path):
     report = to_hf(model, tmp_path / "out", tokenizer=words(), max_shard_bytes=8000)
     assert report.check.ok
     assert report.check.findings == ()
-    assert 0 < report.difference <= compare.TOLERANCE
-    assert report.compared == 14
+    assert 0 < report.compared.difference <= compare.TOLERANCE
+    assert report.compared.positions == 14
     assert report.nbytes > 8000
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 1
     assert "transformers' logits at 14 positions" in str(report)
@@ -115,13 +115,46 @@ def test_what_computes_something_else_is_told(tmp_path):
         hf.compare(model, tmp_path)
 
 
+def test_a_folder_that_computes_something_else_is_never_put_in_place(tmp_path, monkeypatch):
+    to_hf(seeded(PLAIN), tmp_path / "out", check=False)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    monkeypatch.setattr(compare, "TOLERANCE", 0.0)
+    with pytest.raises(RuntimeError, match="not put in its place"):
+        to_hf(seeded(PLAIN, seed=1), tmp_path / "out")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_later_export_leaves_nothing_of_an_earlier_one(tmp_path):
+    to_hf(seeded(PLAIN), tmp_path, tokenizer=words(), check=False, max_shard_bytes=8000)
+    (tmp_path / "README.md").write_text("mine")
+    report = to_hf(seeded(PLAIN, seed=1), tmp_path, check=False)
+    names = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert check_folder(tmp_path).findings == report.check.findings
+
+
 def test_comparing_sees_nan_and_every_real_position():
     model = seeded(PLAIN)
-    far, count = compare.farthest(model, lambda ids, mask: torch.full((*ids.shape, 40), float("nan")))
-    assert (far, count) == (float("inf"), 14)
+    found = compare.farthest(model, lambda ids, mask: torch.full((*ids.shape, 40), float("nan")))
+    assert (found.difference, found.positions) == (float("inf"), 14)
+    with pytest.raises(RuntimeError, match="logits differ by inf"):
+        found.need_close()
     ids, mask = prompts()
     with torch.no_grad():
         assert torch.equal(compare.wide(model)(ids, mask).logits, model(ids, mask).logits)
+
+
+@pytest.mark.parametrize(("difference", "largest", "near"), [
+    (9e-5, 0.1, True), (2e-4, 0.1, False), (2e-4, 3.0, True), (4e-4, 3.0, False), (float("nan"), 3.0, False),
+])  # fmt: skip
+def test_close_is_in_absolute_numbers_up_to_one_then_in_the_logits_measure(difference, largest, near):
+    found = compare.Compared(difference, largest, 1)
+    if near:
+        assert found.need_close() is found
+    else:
+        with pytest.raises(RuntimeError, match="differ"):
+            found.need_close()
 
 
 def packed() -> Transformer:
@@ -159,3 +192,4 @@ def test_a_folder_that_contradicts_itself_is_no_success(tmp_path):
     path.write_text(json.dumps({"eos_token_id": 77}))
     with pytest.raises(ValueError, match=r"eos_token_id is \[77\]; the vocabulary is \[0, 40\)"):
         to_hf(source, out, check=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]

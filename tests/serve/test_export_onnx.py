@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
-from export_models import FAMILIES, LATENT, MOE, PLAIN, K, V, crowded, prompts, seeded
+from export_models import FAMILIES, LATENT, MOE, PLAIN, E, K, V, crowded, prompts, seeded
 from torch import nn
 
 from labkit.nn import KVCache, Transformer
@@ -96,7 +97,7 @@ def test_greedy_answers_are_the_models(family, tmp_path):
 def test_the_trained_model(tmp_path):
     model = Transformer.from_pretrained(TRAINED)
     report = to_onnx(model, tmp_path / "four.onnx", eos_token_id=0)
-    assert 0 < report.difference <= CLOSE
+    assert 0 < report.compared.difference <= CLOSE
     assert "differ by at most" in str(report)
     theirs, wide = OnnxModel(tmp_path / "four.onnx", threads=1), model.float()
     ids = torch.randint(4096, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -105,7 +106,7 @@ def test_the_trained_model(tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_expert_without_tokens_is_not_even_read_and_one_may_have_all(family, tmp_path):
+def test_experts_may_have_no_tokens_or_all(family, tmp_path):
     model = crowded(FAMILIES[family])
     ids, _ = prompts()
     with torch.no_grad():
@@ -116,6 +117,25 @@ def test_an_expert_without_tokens_is_not_even_read_and_one_may_have_all(family, 
                 weights[K:] = float("nan")
     assert sparse
     assert worst(exported(model, tmp_path).logits(ids)[0], wanted) <= CLOSE
+
+
+@pytest.mark.parametrize(("make", "turns"), [(crowded, K), (seeded, None)])
+def test_only_experts_that_some_token_chose_are_computed(make, turns, tmp_path):
+    model = make(PLAIN)
+    to_onnx(model, tmp_path / "model.onnx", check=False)
+    file = onnx.load(tmp_path / "model.onnx")
+    counts = [node.input[0] for node in file.graph.node if node.op_type == "Loop"]
+    file.graph.output.extend(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, []) for name in counts)
+    session = onnxruntime.InferenceSession(file.SerializeToString(), providers=["CPUExecutionProvider"])
+    ids = torch.tensor([[3, 9]])
+    past = {value.name: np.zeros([1, 2, 0, 4], np.float32) for value in session.get_inputs()[2:]}
+    given = {"input_ids": ids.numpy(), "attention_mask": np.ones((1, 2), np.int64), **past}
+    found = [int(count) for count in session.run(counts, given)]
+    with torch.no_grad():
+        records = model(ids, return_routing=True).routing
+    assert found == [len(record.topk_ids_TK.unique()) for record in records]
+    assert all(count < E for count in found)
+    assert turns is None or found == [turns] * 2
 
 
 def test_the_graph_is_as_large_for_many_experts_as_for_few():
@@ -199,6 +219,7 @@ def at_random() -> Transformer:
         (lambda: nn.Linear(2, 2), "model.onnx", {}, "model is a Linear; give a labkit.nn.Transformer"),
         (lambda: seeded(PLAIN), "model", {}, r"ends in \.onnx"),
         (lambda: seeded(PLAIN), "model.onnx", {"inline_bytes": -1}, "inline_bytes is -1"),
+        (lambda: seeded(PLAIN), "model.onnx", {"inline_bytes": 2**31}, "a protobuf ends at 2 GiB"),
     ],
 )
 def test_what_cannot_be_written_says_why(make, name, options, says, tmp_path):

@@ -18,6 +18,7 @@ import pytest
         "workload",
         "batching",
         "engine.backend",
+        "timeline",
         "server.settings",
         "server.model",
         "server.keys",

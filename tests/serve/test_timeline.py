@@ -27,8 +27,17 @@ class Eyes:
     scheduler: Scheduler
     steps: list[dict] = field(default_factory=list)
 
+    seen: set[tuple[str, int]] = field(default_factory=set)  # positions that were computed
+
     def __post_init__(self) -> None:
         self.recording = record(self.scheduler)
+
+    def again(self, step: Step) -> int:
+        """Positions of the step that were computed before."""
+        here = {(chunk.id, chunk.start + i) for chunk in step.chunks for i in range(len(chunk.tokens))}
+        again = len(here & self.seen)
+        self.seen |= here
+        return again
 
     def __call__(self, step: Step, ended: float) -> None:
         running = {sequence.id: sequence.blocks for sequence in self.scheduler.running.items}
@@ -47,6 +56,7 @@ class Eyes:
                 "preempted": set(step.preempted),
                 "copies": set(step.copies),
                 "clock": (step.now, ended - step.now),
+                "again": self.again(step),
             }
         )
         self.recording(step, ended)
@@ -65,6 +75,7 @@ def check(timeline, seen: list[dict]) -> None:
         assert {ids[row] for row in moment.having(PREEMPTED)} == want["preempted"]
         assert {(copy.source, copy.target) for copy in moment.copies} == want["copies"]
         assert (moment.began, moment.seconds) == want["clock"]
+        assert moment.wasted == want["again"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -94,6 +105,30 @@ def driven(scheduler: Scheduler, eyes: Eyes, steps: int) -> None:
         step = scheduler.schedule(float(len(eyes.steps)))
         scheduler.update(step, {chunk.id: 0 for chunk in step.chunks if chunk.samples})
         eyes(step, step.now + 0.5)
+
+
+def test_who_is_interrupted_twice_computes_all_of_it_again():
+    scheduler = Scheduler(Limits(6, block_size=2, max_tokens_per_step=3, max_sequences=2, reserve=0))
+    eyes = Eyes(scheduler)
+    jobs = [Job(0.0, (1, 2, 3), 8), Job(0.0, (4, 5, 6, 7), 6), Job(0.1, (8, 9), 5)]
+    simulate(scheduler, [job._replace(salt=str(at)) for at, job in enumerate(jobs)], look=eyes)
+    timeline = eyes.recording.timeline()
+    check(timeline, eyes.steps)
+    assert timeline.count(PREEMPTED) > 0
+
+
+def test_a_lost_worker_makes_everybody_wait_again():
+    scheduler = Scheduler(TIGHT)
+    eyes = Eyes(scheduler)
+    for id in "ab":
+        scheduler.add(Sequence(id, (1, 2, 3), 9))
+    driven(scheduler, eyes, 2)
+    scheduler.schedule(2.0)
+    scheduler.reset()
+    driven(scheduler, eyes, 3)
+    timeline = eyes.recording.timeline()
+    check(timeline, eyes.steps)
+    assert timeline.at(2).wasted == 4 + 3  # of eight tokens in a step, five are for one and three for the other
 
 
 def test_forks_share_their_blocks_and_part():
@@ -224,6 +259,7 @@ def test_a_padded_batch_waits_for_all_of_it_and_takes_time():
     assert two.span(2, 0) is None
     assert two.span(2, 1) is None or two.began[1] >= 2.0
     assert [event.step for event in two.events if event.row == 2 and event.what == ARRIVED] == [2]
+    assert two.began == pytest.approx((0.0, 1.6, 2.8))
 
 
 def test_the_ladder_has_the_same_jobs_on_every_rung():

@@ -7,7 +7,9 @@ import itertools
 import pytest
 from records import make
 
+from labkit.core.timeline import Span, Timeline
 from labkit.show.widgets.ablation import ablation
+from labkit.show.widgets.batch_timeline import batch_timeline
 from labkit.show.widgets.coactivation import coactivation_map
 from labkit.show.widgets.contexts import contexts
 from labkit.show.widgets.flow import flow
@@ -28,8 +30,15 @@ def training():
     return balance_over_training({name: {s: records(s + n) for s in (0, 10, 20)} for n, name in enumerate(("a", "b"))})
 
 
+def batches():
+    spans = tuple(Span(row, "decode", row, 40 + row, 3, 1) for row in range(30))
+    one, two = (Timeline(name, tuple(map(str, range(30))), (3,) * 30, (40,) * 30, 70, spans) for name in ("a", "b"))
+    return batch_timeline([one, two])
+
+
 VIEWS = {
     "ablation": (lambda: ablation(records()[1]), {"expert": 3, "domain": "english", "sort": "load"}),
+    "batch_timeline": (batches, {"way": 1, "step": 65, "selected": 29, "shown": 30}),
     "coactivation": (
         lambda: coactivation_map(records()),
         {"layer": 2, "pair": [1, 4], "mode": "raw", "order_by": "cluster"},

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,9 +14,31 @@ from labkit.nn.cache import KVCache
 from labkit.nn.model import Transformer, evaluating, filled
 
 TOLERANCE = 1e-4
-"""How far a logit may be from the model's, in absolute numbers, both in float32."""
+"""How far a logit may be from the model's, both in float32; times the largest logit where that is above one."""
 _STEPS = (5, 2, 1)
 Step = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """The largest difference of logits, the largest of the model's own, and at how many real positions."""
+
+    difference: float
+    largest: float
+    positions: int
+
+    def __str__(self) -> str:
+        return f"logits at {self.positions} positions differ by at most {self.difference:.1e}"
+
+    def need_close(self) -> Self:
+        """Itself. Raises RuntimeError if a logit is further away than `TOLERANCE` allows."""
+        allowed = TOLERANCE * max(1.0, self.largest)
+        if not self.difference <= allowed:
+            raise RuntimeError(
+                f"logits differ by {self.difference:.1e}, more than {allowed:.0e}: what was made computes something "
+                "else, and was not put in its place"
+            )
+        return self
 
 
 def wide(model: Transformer, **changes: bool) -> Transformer:
@@ -37,8 +61,8 @@ def shared(model: Transformer, take: Callable[[Tensor], Tensor] = torch.Tensor.d
     return filled(new, state)
 
 
-def farthest(model: Transformer, step: Step, *, seed: int = 0) -> tuple[float, int]:
-    """The largest difference of logits at real tokens, and how many positions were compared.
+def farthest(model: Transformer, step: Step, *, seed: int = 0) -> Compared:
+    """How far the logits of `step` are from a model's.
 
     Args:
         model: of any number format; it is computed in float32.
@@ -51,22 +75,12 @@ def farthest(model: Transformer, step: Step, *, seed: int = 0) -> tuple[float, i
     ids_BS = torch.randint(c.vocab_size, (2, S), generator=torch.Generator().manual_seed(seed))
     mask_BS = torch.ones_like(ids_BS)
     mask_BS[1, : S // 4] = 0
-    cache, far = KVCache(c, 2, S), 0.0
+    cache, far, largest = KVCache(c, 2, S), 0.0, 0.0
     with torch.no_grad(), evaluating(ours):
         for start, end in itertools.pairwise(itertools.accumulate(_STEPS, initial=0)):
-            ids, mask = ids_BS[:, start:end], mask_BS[:, :end]
             if start < S:
-                apart = (step(ids, mask) - ours(ids, mask, cache=cache).logits).abs()
-                apart = apart[mask_BS[:, start:end].bool()].max().nan_to_num(nan=float("inf"))
-                far = max(far, float(apart))
-    return far, int(mask_BS.sum())
-
-
-def close(found: tuple[float, int]) -> tuple[float, int]:
-    """The same, if it is within `TOLERANCE`. Raises RuntimeError if not."""
-    if found[0] > TOLERANCE:
-        raise RuntimeError(
-            f"logits differ by {found[0]:.1e}, more than {TOLERANCE:.0e}: what was made computes something else, and "
-            "was not put in its place"
-        )
-    return found
+                ids, mask = ids_BS[:, start:end], mask_BS[:, :end]
+                wanted, real = ours(ids, mask, cache=cache).logits, mask_BS[:, start:end].bool()
+                apart = (step(ids, mask) - wanted)[real].abs().max().nan_to_num(nan=float("inf"))
+                far, largest = max(far, float(apart)), max(largest, float(wanted[real].abs().max()))
+    return Compared(far, largest, int(mask_BS.sum()))

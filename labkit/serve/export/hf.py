@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from labkit.nn import interop
 from labkit.nn.model import Transformer
-from labkit.nn.shards import write_json
-from labkit.serve.export.compare import close, farthest, shared
+from labkit.nn.shards import INDEX, write_json
+from labkit.serve.export.compare import Compared, farthest, shared
 from labkit.serve.export.folder import TOKENIZER_FILES, FolderReport, check_folder, read_json
 
 Progress = Callable[[float, str], None]
@@ -29,20 +29,16 @@ class HfReport:
 
     Args:
         check: what `check_folder` says of it. nbytes: of its tensors' files.
-        difference: of transformers' logits from ours, the largest; None where they were not compared.
-        compared: at how many positions.
+        compared: transformers' logits with ours; None where they were not.
     """
 
     check: FolderReport
     nbytes: int
-    difference: float | None = None
-    compared: int = 0
+    compared: Compared | None = None
 
     def __str__(self) -> str:
-        compared = "logits not compared"
-        if self.difference is not None:
-            compared = f"transformers' logits at {self.compared} positions differ by at most {self.difference:.1e}"
-        return f"{self.check.folder}: {self.nbytes:,} bytes of weights; {compared}\n{self.check}"
+        words = f"transformers' {self.compared}" if self.compared else "logits not compared"
+        return f"{self.check.folder}: {self.nbytes:,} bytes of weights; {words}\n{self.check}"
 
 
 def to_hf(
@@ -68,8 +64,9 @@ def to_hf(
         max_shard_bytes: above that, several files and an index.
         on_progress: told how far it is, from 0 to 1, and what is being done.
 
-    Raises ValueError for a model that no layout expresses, packed weights, a folder that contradicts itself, and an
-    `out` that is the source; RuntimeError if transformers computes something else.
+    Files appear in `out` only when all is well. Raises ValueError for a model that no layout expresses, packed weights,
+    a folder that contradicts itself, and an `out` that is the source; RuntimeError if transformers computes something
+    else.
     """
     source, out = (None if isinstance(model, Transformer) else Path(model)), Path(out)
     if source is not None and out.resolve() == source.resolve():
@@ -78,22 +75,24 @@ def to_hf(
         model = interop.load(source)
         on_progress(0.2, "model loaded")
     model = _as_asked(model, dtype, untie)
-    interop.save(model, out, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
-    if source is not None:
-        _bring_along(source, out, with_tokenizer=tokenizer is None)
-    _name_class_that_all_know(out)
-    on_progress(0.6, "folder written")
-    report = check_folder(out)
-    if not report.ok:
-        raise ValueError(f"{out} was written, but it cannot be served as it is:\n{report}")
-    on_progress(0.7, "folder checked")
-    difference, compared = compare(model, out) if check else (None, 0)
-    on_progress(1.0, "logits compared" if check else "logits not compared")
+    with _room(out) as room:
+        interop.save(model, room, tokenizer=tokenizer, max_shard_bytes=max_shard_bytes)
+        if source is not None:
+            _bring_along(source, room, with_tokenizer=tokenizer is None)
+        _name_class_that_all_know(room)
+        on_progress(0.6, "folder written")
+        report = check_folder(room)
+        if not report.ok:
+            raise ValueError(f"the folder could not be served as it is, so nothing was written:\n{report}")
+        on_progress(0.7, "folder checked")
+        found = compare(model, room) if check else None
+        on_progress(1.0, "logits compared" if check else "logits not compared")
+        _place(room, out)
     nbytes = sum(path.stat().st_size for path in out.glob("*.safetensors"))
-    return HfReport(report, nbytes, difference, compared)
+    return HfReport(replace(report, folder=out), nbytes, found)
 
 
-def compare(model: Transformer, folder: Path) -> tuple[float, int]:
+def compare(model: Transformer, folder: Path) -> Compared:
     """How far transformers' logits of a folder are from a model's. Raises RuntimeError if too far."""
     from transformers import AutoModelForCausalLM
 
@@ -110,7 +109,7 @@ def compare(model: Transformer, folder: Path) -> tuple[float, int]:
         cache = found.past_key_values
         return found.logits
 
-    return close(farthest(model, step))
+    return farthest(model, step).need_close()
 
 
 def _as_asked(model: Transformer, dtype: torch.dtype | None, untie: bool) -> Transformer:
@@ -127,6 +126,30 @@ def _as_asked(model: Transformer, dtype: torch.dtype | None, untie: bool) -> Tra
             module = made.get_submodule(name.rpartition(".")[0])
             module.expert_bias_E = tensor.detach().to(torch.promote_types(made.dtype, torch.float32))
     return made
+
+
+@contextmanager
+def _room(out: Path) -> Iterator[Path]:
+    """A folder beside `out`, gone at the end."""
+    place = out.resolve()
+    room = place.with_name(f".{place.name}.new")
+    shutil.rmtree(room, ignore_errors=True)
+    try:
+        yield room
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def _place(room: Path, out: Path) -> None:
+    """Move what was made into its folder; what an earlier export left there and this one has not is removed."""
+    out.mkdir(parents=True, exist_ok=True)
+    made = {path.name for path in room.iterdir()}
+    for name in sorted(made, key=lambda name: name == "config.json"):  # the configuration last
+        os.replace(room / name, out / name)
+    old = [*out.glob("model*.safetensors"), out / INDEX, *(out / name for name in TOKENIZER_FILES)]
+    for path in old:
+        if path.name not in made:
+            path.unlink(missing_ok=True)
 
 
 def _bring_along(source: Path, out: Path, with_tokenizer: bool) -> None:

@@ -24,7 +24,7 @@ from labkit.nn.moe import MoE
 from labkit.nn.quant.modules import held_of
 from labkit.nn.router import Router
 from labkit.serve.export.attention import around, attention, past_of
-from labkit.serve.export.compare import close, farthest
+from labkit.serve.export.compare import Compared, farthest
 from labkit.serve.export.experts import feed_forward
 from labkit.serve.export.graph import IR_VERSION, OPSET, Graph, Value, array
 from labkit.serve.export.need import need
@@ -41,22 +41,18 @@ class OnnxReport:
     Args:
         files: the graph and, if there is one, the file of its weights. nbytes: of both.
         opset: version of the operators. nodes: of the whole graph, those of the loops' bodies included.
-        difference: the largest of the compared logits, in absolute numbers; None where nothing was compared.
-        compared: how many positions were, the cached ones included.
+        compared: its logits with the model's, cached steps included; None where they were not.
     """
 
     files: tuple[Path, ...]
     nbytes: int
     opset: int
     nodes: int
-    difference: float | None = None
-    compared: int = 0
+    compared: Compared | None = None
 
     def __str__(self) -> str:
         names = " and ".join(str(file) for file in self.files)
-        checked = "logits not compared"
-        if self.difference is not None:
-            checked = f"logits of {self.compared} positions differ by at most {self.difference:.1e}"
+        checked = self.compared or "logits not compared"
         return f"{names}: {self.nbytes:,} bytes, {self.nodes:,} nodes of opset {self.opset}; {checked}"
 
 
@@ -84,8 +80,8 @@ def to_onnx(
     outputs: `logits` [B, S, V] and the same for P + S positions. B, S and P are free, P may be 0.
 
     Files appear under their names only when all is well. Raises ValueError for a model that cannot be written, saying
-    why; RuntimeError if the logits differ by more than 1e-4; ModuleNotFoundError without the packages `onnx` and, to
-    check, `onnxruntime`.
+    why; RuntimeError if the logits differ by more than `compare.TOLERANCE` allows; ModuleNotFoundError without the
+    packages `onnx` and, to check, `onnxruntime`.
     """
     path = Path(path)
     _need_writable(model, path, inline_bytes)
@@ -99,11 +95,11 @@ def to_onnx(
         on_progress(0.5, "weights written")
         need("onnx").checker.check_model(str(made))
         on_progress(0.6, "file checked")
-        difference, compared = compare(model, made) if check else (None, 0)
+        found = compare(model, made) if check else None
         on_progress(0.95, "logits compared" if check else "logits not compared")
         files = _placed(Path(room), path)
     on_progress(1.0, "done")
-    return OnnxReport(files, sum(file.stat().st_size for file in files), OPSET, nodes, difference, compared)
+    return OnnxReport(files, sum(file.stat().st_size for file in files), OPSET, nodes, found)
 
 
 def build(model: Transformer) -> tuple[Graph, tuple[list[Value], list[Value]]]:
@@ -134,7 +130,7 @@ def build(model: Transformer) -> tuple[Graph, tuple[list[Value], list[Value]]]:
     return graph, (inputs, outputs)
 
 
-def compare(model: Transformer, path: Path) -> tuple[float, int]:
+def compare(model: Transformer, path: Path) -> Compared:
     """How far the logits of a file are from its model's, and at how many positions. Raises RuntimeError if too far."""
     from labkit.serve.export.onnx_run import OnnxModel
 
@@ -145,7 +141,7 @@ def compare(model: Transformer, path: Path) -> tuple[float, int]:
         logits, past = theirs.logits(ids_BS, past, mask_BS)
         return torch.from_numpy(logits)
 
-    return close(farthest(model, step))
+    return farthest(model, step).need_close()
 
 
 def _block(graph: Graph, block: Any, x_TD: str, shared: Any, past: tuple[str, str]) -> tuple[str, tuple[str, str]]:
@@ -177,8 +173,8 @@ def _need_writable(model: Transformer, path: Path, inline_bytes: int) -> None:
             raise ValueError(f"layer {block.layer} is routed by a {kind}; only nn.Router is written")
     if path.is_dir() or path.suffix != ".onnx":
         raise ValueError(f"path is {path}; give the name of a file that ends in .onnx")
-    if inline_bytes < 0:
-        raise ValueError(f"inline_bytes is {inline_bytes}; give 0 or more")
+    if not 0 <= inline_bytes <= INLINE_BYTES:
+        raise ValueError(f"inline_bytes is {inline_bytes}; give 0 to {INLINE_BYTES}: a protobuf ends at 2 GiB")
 
 
 def _write(

@@ -5,27 +5,25 @@ from __future__ import annotations
 import pickle
 from collections.abc import Sequence
 
-from labkit.core.whole import need_whole
+from labkit.serve.engine.admission import check_prompt
 from labkit.serve.engine.backend import Info
 from labkit.serve.engine.params import SamplingParams
 from labkit.serve.scheduler.limits import Full, Limits
 from labkit.serve.scheduler.step import Load
 
 
-def admit(info: Info, prompt_ids: Sequence[int], params: SamplingParams) -> tuple[int, ...]:
+def admit(info: Info, limits: Limits | None, prompt: Sequence[int], params: SamplingParams) -> tuple[int, ...]:
     """The prompt, if this request could run on an empty engine.
+
+    Args:
+        limits: of the engine; None: what `info` says of them.
 
     Raises ValueError for one that could not, and for options that do not travel between processes.
     """
-    if isinstance(prompt_ids, str | bytes) or not prompt_ids:
-        raise ValueError(f"the prompt is {prompt_ids!r}; give one or more token ids")
-    prompt = tuple(prompt_ids)
-    for token in prompt:
-        need_whole("a token of the prompt", token, 0)
-    if max(prompt) >= info.vocab_size:
-        raise ValueError(f"token {max(prompt)} is in the prompt; the vocabulary ends at {info.vocab_size - 1}")
-    limits = Limits(info.num_blocks, info.block_size, info.max_context, info.max_sequences, info.max_sequences)
-    limits.fit(len(prompt), params.max_tokens)
+    limits = limits or Limits(
+        info.num_blocks, info.block_size, info.max_context, info.max_sequences, info.max_sequences
+    )
+    prompt = check_prompt(prompt, params, limits, info.vocab_size)
     if params.json_schema is not None:
         try:
             pickle.dumps(params)
@@ -34,17 +32,16 @@ def admit(info: Info, prompt_ids: Sequence[int], params: SamplingParams) -> tupl
     return prompt
 
 
-def need_room(limits: Limits | None, load: Load, waiting: tuple[int, int], size: int) -> None:
+def need_room(limits: Limits | None, load: Load, size: int) -> None:
     """Raise `Full` if the queue is; as the engine's own scheduler would, and by the same rule.
 
     Args:
         limits: of the engine, None where it has none.
-        load: when last heard of.
-        waiting: requests and tokens that the load does not count yet.
+        load: with all that wait.
         size: tokens of the new one's prompt and longest answer.
     """
     if limits is None:
         return
-    requests, tokens = load.waiting + waiting[0], load.waiting_tokens + waiting[1]
-    if requests >= limits.max_waiting or (requests and tokens + size > limits.max_waiting_tokens):
-        raise Full(f"{requests} requests of {tokens} tokens wait; try again later")
+    tokens = load.waiting_tokens + size
+    if load.waiting >= limits.max_waiting or (load.waiting and tokens > limits.max_waiting_tokens):
+        raise Full(f"{load.waiting} requests of {load.waiting_tokens} tokens wait; try again later")

@@ -47,7 +47,8 @@ def main(spec: Spec, commands: Connection, news: Connection, beat: float, parent
         loop.run(spec.build(lambda share, what: mail.put(("progress", float(share), str(what)))))
         code = 0
     except BaseException as error:
-        mail.put(("failed", type(error).__name__, str(error), traceback.format_exc()))
+        kind = type(error)
+        mail.put(("failed", kind.__module__, kind.__name__, str(error), traceback.format_exc()))
         code = 1
     mail.close()
     for stream in (sys.stdout, sys.stderr):

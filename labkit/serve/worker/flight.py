@@ -98,6 +98,11 @@ class Flight:
         everybody = sorted([*self.held.values(), *self.sent.values()], key=lambda request: request.number)
         return [request for request in everybody if not request.stream.ended]
 
+    @property
+    def busy(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self.held) or any(not request.stream.ended for request in self.sent.values())
+
     def add(self, request: Request) -> None:
         """A new one; it is held until it is due."""
         self.held[request.id] = request
@@ -109,6 +114,8 @@ class Flight:
 
     def due(self) -> list[Request]:
         """Those that the child may have now; they count as sent."""
+        if not self.held:
+            return []
         suspects = [request for request in self.held.values() if request.suspect]
         if suspects:
             going = [] if self.sent else suspects[:1]

@@ -33,7 +33,7 @@ class Link:
         self._spec, self._beat, self._hear = spec, beat, hear
         self._outbox: SimpleQueue[Message | None] = SimpleQueue()
         self._process: multiprocessing.process.BaseProcess | None = None
-        self._killed = threading.Event()
+        self._killed, self._pid = threading.Event(), None
         self.failure = ""  # what is known to be wrong with it, before it has ended
 
     def start(self) -> None:
@@ -43,7 +43,7 @@ class Link:
     @property
     def pid(self) -> int | None:
         """Of the process; None before it runs."""
-        return self._process.pid if self._process is not None else None
+        return self._pid
 
     def send(self, message: Message) -> None:
         """Say something, in order, without waiting."""
@@ -75,7 +75,7 @@ class Link:
             args = (self._spec, child_commands, child_news, self._beat, os.getpid())
             process = context.Process(target=main, args=args, name="labkit-worker", daemon=False)
             process.start()
-        self._process = process
+        self._process, self._pid = process, process.pid
         atexit.register(process.kill)  # before multiprocessing would wait for it to end by itself
         if self._killed.is_set():
             process.kill()
@@ -100,7 +100,9 @@ class Link:
             os.close(gone)
         process.join()
         atexit.unregister(process.kill)
-        return how_it_ended(process.exitcode)
+        how = how_it_ended(process.exitcode)
+        process.close()
+        return how
 
 
 def end_of(process: multiprocessing.process.BaseProcess) -> int:
@@ -125,5 +127,5 @@ def how_it_ended(code: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " (so does a system that is out of memory)" if name == "SIGKILL" else ""
+    hint = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"

@@ -3,7 +3,7 @@
 To the child: ("run", id, prompt, params, priority, salt, produced or None), ("cancel", id), ("report",), ("stop",).
 From the child: ("progress", share, what), ("ready", info, limits or None), ("beat", turns),
 ("step", requests taken, load, deltas, reports), ("gone", id) of one cancelled, ("refused", id, why),
-("failed", type, message, where).
+("failed", module, type, message, where).
 Several travel together, as a list. Deltas and loads go as bare tuples: a third of the bytes, and of the time; reports
 as `Reports` packs them.
 """

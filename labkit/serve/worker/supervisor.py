@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import builtins
 import contextlib
 import logging
+import sys
 from enum import Enum
 from functools import partial
 from typing import Any, Protocol
@@ -185,9 +185,9 @@ class Supervisor:
         if not self._started.done():
             self._started.set_result(None)
 
-    def _on_failed(self, name: str, text: str, where: str) -> None:
+    def _on_failed(self, module: str, name: str, text: str, where: str) -> None:
         self._link.failure = f"failed with {name}: {text}"
-        self._error = raised(name, text)
+        self._error = raised(module, name, text)
         logging.getLogger(__name__).error("the worker failed\n%s", where)
 
     def _on_ended(self, how: str) -> None:
@@ -208,13 +208,13 @@ class Supervisor:
             self._timers["respawn"] = self._loop.call_later(self.policy.delay(self._failures), self._respawn)
 
 
-def raised(name: str, text: str) -> Exception:
-    """An exception of the child, made anew: of its own type if that is one of Python's own.
+def raised(module: str, name: str, text: str) -> Exception:
+    """An exception of the child, made anew: of its own type if this process knows it.
 
-    >>> raised("ValueError", "no such model"), raised("CudaError", "no memory")
+    >>> raised("builtins", "ValueError", "no such model"), raised("driver", "CudaError", "no memory")
     (ValueError('no such model'), RuntimeError('CudaError: no memory'))
     """
-    kind = getattr(builtins, name, None)
+    kind = getattr(sys.modules.get(module), name, None)
     if isinstance(kind, type) and issubclass(kind, Exception):
         with contextlib.suppress(TypeError):
             return kind(text)

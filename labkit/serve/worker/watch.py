@@ -21,7 +21,7 @@ class Watch:
         self.working = True
         self._beat, self._patience, self._next = policy.beat, policy.loading_patience, policy.patience
         self._silent = self._still = 0.0
-        self._turns = 0
+        self._turns = -1  # the first sign of life is progress too
 
     def ready(self) -> None:
         """It has loaded, and has nothing to do yet."""
@@ -47,8 +47,7 @@ class Watch:
         seconds = min(seconds, 2 * self._beat)
         self._silent += seconds
         self._still = self._still + seconds if self.working else 0.0
-        if self._silent > self._patience:
-            return f"gave no sign of life for {self._patience:g} s"
-        if self._still > self._patience:
-            return f"made no progress for {self._patience:g} s"
-        return ""
+        if max(self._silent, self._still) <= self._patience:
+            return ""
+        silent = self._silent > self._patience / 2  # stillness is counted in beats, so either may come first
+        return f"{'gave no sign of life' if silent else 'made no progress'} for {self._patience:g} s"
