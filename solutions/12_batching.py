@@ -83,7 +83,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256) if gpu else (1, 2, 4, 8, 16, 32)
 PAST = 256 if gpu else 16  # tokens before a decode step that is timed
 ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
-MEASURED, ROWS = (64, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
+MEASURED, ROWS = (48, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
 TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
 LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
@@ -206,7 +206,7 @@ shares = {
     "counted": [100 * used for _, used in steps.values()],
     "uniform routing": [100 * (1 - (1 - K / E) ** batch) for batch in BATCHES],
 }
-display(figures.cost_curve(BATCHES, shares, "tokens in a step", "experts used (%)"))
+display(figures.cost_curve(BATCHES, shares, "tokens in a step", "experts used (%)", log=False))
 
 # %% [markdown]
 # (A trained router is not uniform, and the tokens here were drawn at random; the lines need not agree.)
@@ -353,14 +353,21 @@ display(Markdown(head + "\n".join(table)))
 # first logits of the others. Below, the largest change of any of them.
 
 # %%
-widths = (20, 60, 180)
-moved = {}
+widths, moved = (20, 60, 180), {}
 for width in widths:
-    for name, batch in in_four_ways([*short, (pieces["english"] * 2)[:width]]).items():
+    for name, batch in in_four_ways([*short, pieces["english"][:width]]).items():
         _, first = answers(*batch, count=1)
         off = max((first[i] - alone[i][1][0]).abs().max().item() for i in range(len(short)))
         moved.setdefault(name, []).append(max(off, 1e-7))
-display(figures.cost_curve(widths, moved, "tokens of the longest neighbour", "largest change of a logit"))
+with style.use():
+    fig, (axis,) = picture.new(size=(8.4, 2.8))
+    for mark, (name, values) in zip("os^D", moved.items(), strict=True):
+        axis.semilogy(widths, values, f"{mark}-", label=name)
+    axis.set(xlabel="tokens of the longest neighbour", ylabel="largest change of a logit", xticks=widths)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = "; ".join(f"{name} {min(values):.0e} to {max(values):.0e}" for name, values in moved.items())
+fig.alt = f"Largest change of a logit by the width of a neighbour: {told}."
+display(fig)
 
 # %% [markdown]
 # > **Find the bug: a mask made from the ids.** The guide pads dynamically and makes its mask by asking which ids are
@@ -735,26 +742,26 @@ def play(lengths, most, blocks, budget, block_size=16):
 
 
 # %% [markdown]
-# Twelve requests, four at a time. In static batches of four; and continuously, the same twelve. How many steps does the
-# second way take, if the first takes 100?
+# Eight requests, four at a time: in static batches of four, and continuously. How many steps does the second way take,
+# if the first takes 100?
 
 # %%
 p_steps = predict("12.steps", "Steps of continuous batching, where static batches of four take 100?", 0, 150)
 
 # %%
-twelve = [(max(1, prompt // 8), max(2, output // 8)) for prompt, output in lengths[:12]]
-flowing = play(twelve, most=4, blocks=500, budget=256)
-static = to_longest(twelve, 4).steps
+few = [(max(1, prompt // 8), max(2, output // 8)) for prompt, output in lengths[:8]]
+flowing = play(few, most=4, blocks=500, budget=256)
+static = to_longest(few, 4).steps
 p_steps.against(100 * len(flowing) / static)
 
 # %% [markdown]
-# Here are the same twelve in all ways, step by step: a row is a request, and below are the blocks of the cache, in the
+# Here are the same eight in all ways, step by step: a row is a request, and below are the blocks of the cache, in the
 # colour of who holds them. Choose a way, then play it or move along with the arrow keys. (The continuous ways are the
 # work of `labkit.serve.scheduler`, which does what yours does, with some more rules: priorities, forks, common
 # beginnings.)
 
 # %%
-jobs = list(arrivals(twelve, seed=seed))
+jobs = list(arrivals(few, seed=seed))
 small = Limits(40, block_size=16, max_tokens_per_step=256, max_sequences=4, reserve=0)
 display(show.BatchTimeline(ladder(jobs, small, batch_size=4, maximum=(128, 32))))
 
@@ -1095,7 +1102,7 @@ by_itself = [
 p_differ = predict("12.differ", "Hardly any memory: how many of the 8 answers differ?", 0, 8)
 
 # %%
-WAYS = {"room for all": {}, "hardly any memory": {"num_blocks": 28, "block_size": 4}}
+WAYS = {"room for all": {}, "hardly any memory": {"num_blocks": 28, "block_size": 4, "reuse_prefixes": False}}
 WAYS["small steps"] = {"max_tokens_per_step": 16}
 engines = {name: engine_for(model, **changes) for name, changes in WAYS.items()}
 given = {name: answer_all(engine, requests)[0] for name, engine in engines.items()}
@@ -1309,7 +1316,7 @@ print(f"a step: {1e3 * cost.fixed:.2f} ms and {1e6 * cost.per_token:.1f} µs a t
 p_knee = predict("12.knee", "99th percentile of TTFT: at 90 % of the capacity, over at 30 %?", 1, 50, "×")
 
 # %%
-LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.2)
+LOADS = (0.3, 0.6, 0.9, 1.1)
 served = {load: serve(load * capacity) for load in LOADS}
 waits = {load: {percent: latencies(*run, percent) for percent in (50, 99)} for load, run in served.items()}
 p_knee.against(waits[0.9][99][0] / waits[0.3][99][0])
@@ -1318,9 +1325,18 @@ p_knee.against(waits[0.9][99][0] / waits[0.3][99][0])
 # Over the load:
 
 # %%
-curves = {f"first token, {percent} %": [waits[load][percent][0] for load in LOADS] for percent in (50, 99)}
-curves |= {f"gap, {percent} %": [waits[load][percent][1] for load in LOADS] for percent in (50, 99)}
-display(figures.cost_curve([100 * load for load in LOADS], curves, "load (% of the capacity)", "seconds", log=True))
+with style.use():
+    fig, (axis,) = picture.new(size=(7.8, 3.0))
+    for at, (name, dash) in enumerate((("first token", "-"), ("gap", "--"))):
+        for percent, mark in ((50, "o"), (99, "s")):
+            values = [waits[load][percent][at] for load in LOADS]
+            axis.semilogy([100 * load for load in LOADS], values, mark + dash, label=f"{name}, {percent} %")
+    axis.axvline(100, color=style.INK, linestyle=":", label="capacity")
+    axis.set(xlabel="load (% of the capacity)", ylabel="seconds")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = ", ".join(f"{load:.0%}: {waits[load][99][0]:.2f} and {waits[load][99][1]:.2f} s" for load in LOADS)
+fig.alt = f"99th percentiles of the first token and of the gaps over the load. {told}."
+display(fig)
 
 # %% [markdown]
 # First tokens wait for a *place*, and near the capacity there is none. Beyond it the line grows for as long as the load
@@ -1354,10 +1370,9 @@ display(figures.cost_curve(BUDGETS, curves, "tokens of a step at most", "seconds
 # %% [markdown]
 # ## 9 · The ladder, measured
 #
-# No counted clock any more. All requests come at once, and four ways answer them: transformers' `generate` in static
-# batches, its continuous batching, and our engine; and ours once more on rows that are kept as full as its memory
-# allows. On a GPU the model has OLMoE-1B-7B's shape and random weights, which take as long as trained ones; on a CPU it
-# is the small trained one.
+# No counted clock any more. All requests come at once, and are answered in three ways: by transformers' `generate` in
+# static batches, by its continuous batching, and by our engine. On a GPU the model has OLMoE-1B-7B's shape and random
+# weights, which take as long as trained ones; on a CPU it is the small trained one.
 
 # %%
 if gpu:

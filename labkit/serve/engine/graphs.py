@@ -107,11 +107,11 @@ class GraphRunner(TorchRunner):
         self._context = self._width * limits.block_size
         self._raw = torch.empty(self._shape(self._sizes[-1]).nbytes, dtype=torch.uint8, device=model.device)
         record = Recorder() if record is None else record
-        self._warm_up()
         self._replays = {}
         for size in reversed(self._sizes):  # the largest first: the others find room in its memory
             self._fill((), self._shape(size))
             self._replays[size] = record(lambda size=size: self._compute(size))
+        self._warm_up()  # after the graphs: recording gives back all memory that is free
         self._tally.forget()
 
     def _shape(self, size: int) -> Shape:
