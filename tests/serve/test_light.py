@@ -18,7 +18,6 @@ import pytest
         "workload",
         "batching",
         "engine.backend",
-        "timeline",
         "server.settings",
         "server.model",
         "server.keys",
