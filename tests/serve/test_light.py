@@ -18,10 +18,10 @@ import pytest
         "workload",
         "batching",
         "engine.backend",
-        "timeline",
         "server.settings",
         "server.model",
         "server.keys",
+        "timeline",
     ],
 )
 def test_counting_needs_no_torch(module):

@@ -75,7 +75,8 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 def _add_asking(app: FastAPI, service: Service) -> None:
     def declare(path: str, name: str, body: type, answer: type, words: str):
         good = {"model": answer, "description": "The answer, or with `stream` events of it."}
-        good["content"] = {"text/event-stream": {"schema": {"type": "string"}}}
+        event = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+        good["content"] = {"text/event-stream": {"schema": event}}
         return app.post(
             path, operation_id=name, summary=words, response_class=JsonResponse,
             responses={200: good, **told.responses(*ASKING)},
