@@ -47,6 +47,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -91,7 +92,7 @@ print(trained)
 # limits: how many run at once, and how many tokens may wait.
 
 # %%
-MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 500)
+MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 900)
 server = Hosted(
     trained.folder,
     {
@@ -932,8 +933,9 @@ display(fig)
 print(f"answers that changed: {changed} of 8 · blocks still held: {held()}")
 
 # %% [markdown]
-# Not one letter. The NaN stayed in its own row, its blocks were forgotten, so that nobody finds them by a common
-# prefix, and its request alone ended with an error.
+# The NaN stayed in its own row, its blocks were forgotten, so that nobody finds them by a common prefix, and its
+# request alone ended with an error. (Our server computes in float32. In 16 bits a matrix product may be rounded
+# otherwise for eight rows than for one, and where two tokens are as good as equally likely that decides.)
 
 # %% [markdown]
 # We could think of nine. **Schemathesis** reads `/openapi.json` and thinks of more: values that fit the schema and
@@ -946,9 +948,7 @@ if find_spec("schemathesis"):
     from hypothesis import seed as seeded
 
     replies, schema = {}, schemathesis.openapi.from_url(f"{URL}/openapi.json")
-    how = settings(
-        max_examples=100 if gpu else 6, deadline=None, database=None, suppress_health_check=list(HealthCheck)
-    )
+    how = settings(max_examples=40 if gpu else 6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     for operation in schema.get_all_operations():
         made = operation.ok()
 
@@ -998,8 +998,16 @@ async def one(prompt, length):
 
 
 SIZES = ((64, 512), (32, 128)) if gpu else ((16, 48), (8, 24))
-lots = random.Random(seed)
-REQUESTS = [(lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.randint(*SIZES[1])) for _ in range(2000)]
+
+
+def people():
+    """Prompts and lengths, no two alike, so that no prompt is found in the cache."""
+    lots = random.Random(seed)
+    while True:
+        yield lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.randint(*SIZES[1])
+
+
+CROWD = people()
 
 # %% [markdown]
 # First the closed loop, with as many clients as the engine runs at once: that is its capacity.
@@ -1007,20 +1015,21 @@ REQUESTS = [(lots.choices(range(10, POISON), k=lots.randint(*SIZES[0])), lots.ra
 
 # %%
 async def closed_loop(clients, number):
-    """Clients that wait for their answers: what came of all requests, and requests per second."""
-    began, waiting = time.perf_counter(), iter(REQUESTS[:number])
+    """Clients that wait for their answers: what came of those that were accepted, and how many those were a second."""
+    began, waiting = time.perf_counter(), islice(CROWD, number)
 
     async def client():
         return [await one(*request) for request in waiting]
 
     found = await asyncio.gather(*(client() for _ in range(clients)))
-    return [result for part in found for result in part], number / (time.perf_counter() - began)
+    accepted = [result for part in found for result in part if result[0] == 200]
+    return accepted, len(accepted) / (time.perf_counter() - began)
 
 
 async def open_loop(rate, number):
     """Requests by the clock, in a Poisson process of this rate, whatever the server does."""
     clock, at, tasks, began = random.Random(seed), 0.0, [], time.perf_counter()
-    for request in REQUESTS[:number]:
+    for request in islice(CROWD, number):
         await asyncio.sleep(max(0.0, began + at - time.perf_counter()))
         tasks.append(asyncio.create_task(one(*request)))
         at += clock.expovariate(rate)
@@ -1030,8 +1039,7 @@ async def open_loop(rate, number):
 elsewhere(closed_loop(TOGETHER, 2 * TOGETHER))  # warm
 before = scrape()
 closed, rate = elsewhere(closed_loop(TOGETHER, 8 * TOGETHER if gpu else 3 * TOGETHER))
-tokens_each = sum(length for _, length in REQUESTS[: len(closed)]) / len(closed)
-print(f"capacity on {where}: {rate:.1f} requests/s, {rate * tokens_each:,.0f} tokens/s")
+print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) / 2:,.0f} tokens/s")
 
 # %% [markdown]
 # At twice that rate, what share of the requests is turned away (429)?
@@ -1043,7 +1051,7 @@ p_away = predict("14.away", "Twice the capacity: requests that are turned away?"
 OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.3, 0.7, 1.0, 2.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(8 * load * rate))) if gpu else 64 if load > 1 else 24
+    number = min(2000, max(40, int(6 * load * rate))) if gpu else 96 if load > 1 else 24
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}
@@ -1485,7 +1493,7 @@ clinic()
 # %% [markdown]
 # ## 11 · Recap
 #
-# Six questions. Each can be failed, and each wrong answer has its own reply.
+# Six questions. Each can be failed, and each wrong answer has its own reply. (The cell closes the server as well.)
 
 # %%
 recap("14")

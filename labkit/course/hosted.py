@@ -7,10 +7,12 @@ within its own interpreter measures himself.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from queue import Empty, Queue
 from types import TracebackType
@@ -20,18 +22,24 @@ PATIENCE = 300.0  # seconds, for loading
 LEAVE_SECONDS = 2.0  # for answers that still run at the end
 
 
-def flawed_engine(folder: str, *, poison: int, limits: dict[str, Any] | None = None, **options: Any) -> Any:
+def flawed_engine(
+    folder: str, *, poison: int, limits: dict[str, Any] | None = None, dtype: str = "float32", **options: Any
+) -> Any:
     """An engine for a Hugging Face folder (see `engine.loading.load`) in which one token is no number.
 
     Args:
         folder: of the model.
         poison: a token id; whoever has it in the prompt gets NaN, through all layers. It is never generated.
         limits: fields of `Limits`; None: those that fit the machine.
+        dtype: to compute in. In 16 bits a matrix product may round otherwise in other company.
     """
+    import torch
+
     from labkit.serve.engine import Engine
     from labkit.serve.scheduler import Limits
 
-    engine = Engine.from_pretrained(Path(folder), limits=None if limits is None else Limits(**limits), **options)
+    held = None if limits is None else Limits(**limits)
+    engine = Engine.from_pretrained(Path(folder), limits=held, dtype=getattr(torch, dtype), **options)
 
     def spoil(_: Any, given: tuple[Any, ...], embedded: Any) -> Any:
         return embedded.masked_fill((given[0] == poison).unsqueeze(-1), float("nan"))
@@ -63,16 +71,8 @@ class Hosted:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
         )  # fmt: skip
         self._told: Queue[dict[str, Any]] = Queue()
-        threading.Thread(target=self._listen, daemon=True).start()
+        threading.Thread(target=_listen, args=(self._process.stdout, self._told), daemon=True).start()
         self.url = ""
-
-    def _listen(self) -> None:
-        for line in self._process.stdout:
-            try:
-                self._told.put(json.loads(line))
-            except ValueError:  # not ours: a library's own words
-                print(line, end="", file=sys.stderr)
-        self._told.put({"ended": True})
 
     def _hear(self, key: str, seconds: float) -> Any:
         try:
@@ -103,11 +103,24 @@ class Hosted:
             except subprocess.TimeoutExpired:
                 self._process.kill()
 
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError, AttributeError):
+            self._process.stdin.close()  # a cell was run twice: the first server is told to end
+
     def __enter__(self) -> Hosted:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self.close()
+
+
+def _listen(lines: Iterable[str], told: Queue[dict[str, Any]]) -> None:
+    for line in lines:
+        try:
+            told.put(json.loads(line))
+        except ValueError:  # not ours: a library's own words
+            print(line, end="", file=sys.stderr)
+    told.put({"ended": True})
 
 
 def _tell(**what: Any) -> None:
