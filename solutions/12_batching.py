@@ -1133,7 +1133,8 @@ display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()},
 
 # %% [markdown]
 # The engine with hardly any memory once more, recorded while it works. Watch a sequence lose its blocks, wait, and
-# come back with its prompt and all that it had said as one piece to compute. (The button with the cross leads to it.)
+# come back with its prompt and all that it had said as one piece to compute. (In the widget, the key P leads to the
+# next preemption.)
 
 # %%
 engine = engine_for(model, **WAYS["hardly any memory"])
