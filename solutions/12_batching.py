@@ -49,7 +49,7 @@ import torch
 from IPython.display import Markdown, display
 from torch import Tensor
 
-from labkit import check, claim, hint, predict, recap, reveal
+from labkit import check, claim, hint, predict, recap, reveal, show
 from labkit.core import runtime
 from labkit.core.cost import model_params
 from labkit.core.presets import preset
@@ -62,6 +62,7 @@ from labkit.serve.cache import chain, root
 from labkit.serve.engine import Engine, SamplingParams
 from labkit.serve.scheduler import Limits, Scheduler
 from labkit.serve.scheduler.simulate import Cost, simulate
+from labkit.serve.timeline import ladder, record
 from labkit.serve.workload import arrivals, lognormal_lengths
 from labkit.show import figures, picture, style
 from labkit.train import documents
@@ -82,7 +83,7 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256) if gpu else (1, 2, 4, 8, 16, 32)
 PAST = 256 if gpu else 16  # tokens before a decode step that is timed
 ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
-MEASURED, ROWS = (64, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
+MEASURED, ROWS = (48, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
 TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
 LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
@@ -205,7 +206,7 @@ shares = {
     "counted": [100 * used for _, used in steps.values()],
     "uniform routing": [100 * (1 - (1 - K / E) ** batch) for batch in BATCHES],
 }
-display(figures.cost_curve(BATCHES, shares, "tokens in a step", "experts used (%)"))
+display(figures.cost_curve(BATCHES, shares, "tokens in a step", "experts used (%)", log=False))
 
 # %% [markdown]
 # (A trained router is not uniform, and the tokens here were drawn at random; the lines need not agree.)
@@ -352,14 +353,21 @@ display(Markdown(head + "\n".join(table)))
 # first logits of the others. Below, the largest change of any of them.
 
 # %%
-widths = (20, 80, 320)
-moved = {}
+widths, moved = (20, 60, 180), {}
 for width in widths:
-    for name, batch in in_four_ways([*short, (pieces["english"] * 2)[:width]]).items():
+    for name, batch in in_four_ways([*short, pieces["english"][:width]]).items():
         _, first = answers(*batch, count=1)
         off = max((first[i] - alone[i][1][0]).abs().max().item() for i in range(len(short)))
         moved.setdefault(name, []).append(max(off, 1e-7))
-display(figures.cost_curve(widths, moved, "tokens of the longest neighbour", "largest change of a logit"))
+with style.use():
+    fig, (axis,) = picture.new(size=(8.4, 2.8))
+    for mark, (name, values) in zip("os^D", moved.items(), strict=True):
+        axis.semilogy(widths, values, f"{mark}-", label=name)
+    axis.set(xlabel="tokens of the longest neighbour", ylabel="largest change of a logit", xticks=widths)
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = "; ".join(f"{name} {min(values):.0e} to {max(values):.0e}" for name, values in moved.items())
+fig.alt = f"Largest change of a logit by the width of a neighbour: {told}."
+display(fig)
 
 # %% [markdown]
 # > **Find the bug: a mask made from the ids.** The guide pads dynamically and makes its mask by asking which ids are
@@ -734,53 +742,36 @@ def play(lengths, most, blocks, budget, block_size=16):
 
 
 # %% [markdown]
-# Twelve requests, four at a time. In static batches of four; and continuously, the same twelve. How many steps does the
-# second way take, if the first takes 100?
+# Eight requests, four at a time: in static batches of four, and continuously. How many steps does the second way take,
+# if the first takes 100?
 
 # %%
 p_steps = predict("12.steps", "Steps of continuous batching, where static batches of four take 100?", 0, 150)
 
 # %%
-twelve = [(max(1, prompt // 8), max(2, output // 8)) for prompt, output in lengths[:12]]
-flowing = play(twelve, most=4, blocks=500, budget=256)
-static = to_longest(twelve, 4).steps
+few = [(max(1, prompt // 8), max(2, output // 8)) for prompt, output in lengths[:8]]
+flowing = play(few, most=4, blocks=500, budget=256)
+static = to_longest(few, 4).steps
 p_steps.against(100 * len(flowing) / static)
 
 # %% [markdown]
-# When each began, when it had its answer, and until when its row went on:
+# Here are the same eight in all ways, step by step: a row is a request, and below are the blocks of the cache, in the
+# colour of who holds them. Choose a way, then play it or move along with the arrow keys. (The continuous ways are the
+# work of `labkit.serve.scheduler`, which does what yours does, with some more rules: priorities, forks, common
+# beginnings.)
 
 # %%
-rows_static, begin = {}, 0
-for at in range(0, 12, 4):
-    until = begin + max(output for _, output in twelve[at : at + 4])
-    rows_static |= {i: (begin, begin + twelve[i][1], until) for i in range(at, at + 4)}
-    begin = until
-rows_flowing = {}
-for number, chunks in enumerate(flowing):
-    for id, _ in chunks:
-        started = rows_flowing.get(int(id), (number,))[0]
-        rows_flowing[int(id)] = started, number + 1, number + 1
+jobs = list(arrivals(few, seed=seed))
+small = Limits(40, block_size=16, max_tokens_per_step=256, max_sequences=4, reserve=0)
+display(show.BatchTimeline(ladder(jobs, small, batch_size=4, maximum=(128, 32))))
 
 # %% [markdown]
-# A line is a request; dark is its prompt, light its answer, grey a row that computes for nobody.
-
-# %%
-with style.use():
-    fig, axes = picture.new(rows=2, size=(8.4, 4.6))
-    for axis, (name, spans) in zip(axes, (("static", rows_static), ("continuous", rows_flowing)), strict=True):
-        for row, (start, end, until) in spans.items():
-            axis.barh(row, until - start, left=start, color=style.GREY)
-            axis.barh(row, end - start, left=start, color=style.PALETTE[4])
-            axis.barh(row, 1, left=start, color=style.PALETTE[0])
-        axis.set(title=name, xlim=(0, static), yticks=[], ylabel="request")
-        axis.invert_yaxis()
-    axes[1].set_xlabel("step")
-fig.alt = f"Twelve requests, four at a time: {static} steps in static batches, {len(flowing)} continuously."
-display(fig)
+# Look for three things. In the padded ways, rows that compute for nobody until their batch ends. In the continuous one,
+# a new row in the very step in which another has left. And in the pool, how much a padded batch reserves beside what
+# the other holds.
 
 # %% [markdown]
-# `labkit.serve.scheduler` does the same with some more rules (priorities, forks, common beginnings), and runs under the
-# engine below. On all 256 requests, with sixteen at a time and memory enough, does yours take the same steps?
+# On all 256 requests, with sixteen at a time and memory enough, does yours take the same steps as `labkit`'s?
 
 # %% tags=["nbval-check-output"]
 plain = Limits(4000, max_tokens_per_step=512, max_sequences=16, reserve=0, reuse_prefixes=False)
@@ -828,6 +819,10 @@ scarce = {
 again = {"computed again": [100 * tally.wasted for tally in scarce.values()],
          "more steps": [100 * (tally.steps / flow.steps - 1) for tally in scarce.values()]}  # fmt: skip
 display(figures.cost_curve(COUNTS, again, "blocks of 16 positions", "% of all tokens, of the steps", log=False))
+
+# %% [markdown]
+# (The waste is in tokens that are computed twice. They are cheaper than they look: a lost sequence comes back as one
+# prompt, and prompts are computed many tokens at a time.)
 
 # %% [markdown]
 # The steps tell more than the waste: with little memory few sequences run at once. So memory is what bounds a batch;
@@ -1107,7 +1102,7 @@ by_itself = [
 p_differ = predict("12.differ", "Hardly any memory: how many of the 8 answers differ?", 0, 8)
 
 # %%
-WAYS = {"room for all": {}, "hardly any memory": {"num_blocks": 28, "block_size": 4}}
+WAYS = {"room for all": {}, "hardly any memory": {"num_blocks": 28, "block_size": 4, "reuse_prefixes": False}}
 WAYS["small steps"] = {"max_tokens_per_step": 16}
 engines = {name: engine_for(model, **changes) for name, changes in WAYS.items()}
 given = {name: answer_all(engine, requests)[0] for name, engine in engines.items()}
@@ -1135,6 +1130,17 @@ display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()},
 # a product with other rows beside it may be summed in another order. In float32 that moves a logit by a millionth, and
 # an answer only where two tokens are as good as equal. In bfloat16 such ties are common, and two right engines may then
 # part.
+
+# %% [markdown]
+# The engine with hardly any memory once more, recorded while it works. Watch a sequence lose its blocks, wait, and
+# come back with its prompt and all that it had said as one piece to compute. (The button with the cross leads to it.)
+
+# %%
+engine = engine_for(model, **WAYS["hardly any memory"])
+recording = record(engine)
+engine.observers.append(recording)
+answer_all(engine, requests)
+display(show.BatchTimeline(recording.timeline("hardly any memory")))
 
 # %% [markdown]
 # Two faults would show in this table and nowhere else: a row that reads a neighbour's block, and a block that is given
@@ -1211,14 +1217,24 @@ def their_engine(model, requests, **sizes):
 SMALL = {"num_blocks": 16, "max_batch_tokens": 64}
 theirs = {"generate, padded": their_batches(their_model, requests, 4)[0],
           "continuous batching": their_engine(their_model, requests, **SMALL)[0]}  # fmt: skip
-for name, found in theirs.items():
-    agree = sum(a == b for a, b in zip(found, given["room for all"], strict=True))
-    print(f"transformers, {name}: {agree} of {len(requests)} answers are ours, token by token")
+agree = {
+    f"transformers, {name}": [sum(a == b for a, b in zip(found, by_itself, strict=True))]
+    for name, found in theirs.items()
+}
+agree["ours"] = [same["room for all"]]
+display(figures.bars_with_spread(agree, "answers as alone", "of 8 requests"))
+
+# %% [markdown]
+# Three implementations and the plain one, with padding, with blocks of 256 and with blocks of 16: the same tokens. That
+# is what makes an engine comparable. Only now are times worth looking at.
 
 # %% [markdown]
 # ## 8 · What users wait for
 #
-# Tokens a second are the operator's number. A user has two others: how long until the first token comes (**TTFT**, time
+# Tokens a second are the operator's number.
+
+# %% [markdown]
+# A user has two others: how long until the first token comes (**TTFT**, time
 # to first token), and how long the pauses are between one token and the next (**gaps**). A mean of them hides what
 # people complain about, so percentiles are used: the 99th says that one in a hundred waits longer.
 
@@ -1272,7 +1288,8 @@ for percent in (50, 99):
 # as section 1 measured it: a fixed part, and a part for each token.
 
 # %% [markdown]
-# First the **capacity**: everything comes at once.
+# First the **capacity**: everything comes at once. How many requests a second are answered then is the most that there
+# can be in the long run.
 
 # %%
 most = BATCHES[-1]
@@ -1299,7 +1316,7 @@ print(f"a step: {1e3 * cost.fixed:.2f} ms and {1e6 * cost.per_token:.1f} µs a t
 p_knee = predict("12.knee", "99th percentile of TTFT: at 90 % of the capacity, over at 30 %?", 1, 50, "×")
 
 # %%
-LOADS = (0.3, 0.6, 0.8, 0.9, 1.0, 1.2)
+LOADS = (0.3, 0.6, 0.9, 1.1)
 served = {load: serve(load * capacity) for load in LOADS}
 waits = {load: {percent: latencies(*run, percent) for percent in (50, 99)} for load, run in served.items()}
 p_knee.against(waits[0.9][99][0] / waits[0.3][99][0])
@@ -1308,9 +1325,18 @@ p_knee.against(waits[0.9][99][0] / waits[0.3][99][0])
 # Over the load:
 
 # %%
-curves = {f"first token, {percent} %": [waits[load][percent][0] for load in LOADS] for percent in (50, 99)}
-curves |= {f"gap, {percent} %": [waits[load][percent][1] for load in LOADS] for percent in (50, 99)}
-display(figures.cost_curve([100 * load for load in LOADS], curves, "load (% of the capacity)", "seconds", log=True))
+with style.use():
+    fig, (axis,) = picture.new(size=(7.8, 3.0))
+    for at, (name, dash) in enumerate((("first token", "-"), ("gap", "--"))):
+        for percent, mark in ((50, "o"), (99, "s")):
+            values = [waits[load][percent][at] for load in LOADS]
+            axis.semilogy([100 * load for load in LOADS], values, mark + dash, label=f"{name}, {percent} %")
+    axis.axvline(100, color=style.INK, linestyle=":", label="capacity")
+    axis.set(xlabel="load (% of the capacity)", ylabel="seconds")
+    axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
+told = ", ".join(f"{load:.0%}: {waits[load][99][0]:.2f} and {waits[load][99][1]:.2f} s" for load in LOADS)
+fig.alt = f"99th percentiles of the first token and of the gaps over the load. {told}."
+display(fig)
 
 # %% [markdown]
 # First tokens wait for a *place*, and near the capacity there is none. Beyond it the line grows for as long as the load
@@ -1344,10 +1370,9 @@ display(figures.cost_curve(BUDGETS, curves, "tokens of a step at most", "seconds
 # %% [markdown]
 # ## 9 · The ladder, measured
 #
-# No counted clock any more. All requests come at once, and four ways answer them: transformers' `generate` in static
-# batches, its continuous batching, and our engine; and ours once more on rows that are kept as full as its memory
-# allows. On a GPU the model has OLMoE-1B-7B's shape and random weights, which take as long as trained ones; on a CPU it
-# is the small trained one.
+# No counted clock any more. All requests come at once, and are answered in three ways: by transformers' `generate` in
+# static batches, by its continuous batching, and by our engine. On a GPU the model has OLMoE-1B-7B's shape and random
+# weights, which take as long as trained ones; on a CPU it is the small trained one.
 
 # %%
 if gpu:
@@ -1405,6 +1430,10 @@ for name, found in measured.items():
     cells = [f"{found[percent][at]:.3f} s" for at in (0, 1) for percent in (50, 99)]
     table.append(f"| {name} | {found['rate']:,.0f} | {' | '.join(cells)} |")
 display(Markdown(head + "\n".join(table) + f"\n\n{MEASURED} requests, {sum(c for _, c in load):,} tokens, on {where}."))
+
+# %% [markdown]
+# What is compared has its own settings: the block sizes, the largest step, what is compiled and what is captured in a
+# graph. Both engines had the same budget of tokens a step, and were called once before the clock ran.
 
 # %% [markdown]
 # Read all columns. In static batches gaps are even, since nobody comes in, and first tokens wait for whole batches. A

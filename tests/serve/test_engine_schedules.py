@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from paged_models import build
-from stub_runner import VOCAB, Forgetful, answers, run_out, stub_engine
+from stub_runner import VOCAB, Forgetful, StubRunner, answers, run_out, stub_engine
 from stub_runner import alone as alone_over_stub
 
 from labkit.nn.generate import generate
@@ -205,6 +205,28 @@ def test_ten_thousand_requests_leave_no_block_behind():
     assert load.preemptions > 0
     assert not engine._requests
     assert not engine.running
+
+
+class Flat(StubRunner):
+    """Every token is as likely as any other."""
+
+    def run(self, chunks):
+        outcome = super().run(chunks)
+        outcome._rows = [[0.0] * VOCAB for _ in outcome._rows]
+        return outcome
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_every_token_of_every_continuation_is_a_draw_of_its_own(ahead):
+    limits = Limits(num_blocks=60, block_size=4, max_context=60, max_tokens_per_step=40, max_sequences=12)
+    engine = Engine(None, limits=limits, runner=Flat(limits), ahead=ahead)
+    for id, seed in (("a", 1), ("b", 1), ("c", 2), ("d", None), ("e", None)):
+        engine.add(id, [1], SamplingParams(max_tokens=40, temperature=1.0, n=2, seed=seed))
+    found = {key: tuple(tokens) for key, (tokens, _) in answers(run_out(engine)).items()}
+    assert (found["a", 0], found["a", 1]) == (found["b", 0], found["b", 1])
+    assert len(set(found.values())) == 8
+    for tokens in found.values():
+        assert set(tokens) == set(range(VOCAB))
 
 
 @pytest.mark.parametrize("ahead", [False, True])

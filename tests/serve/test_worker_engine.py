@@ -8,10 +8,11 @@ import signal
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
 from worker_help import QUICK
 
 from labkit.core.runtime import data_path
-from labkit.serve.engine import Engine, SamplingParams
+from labkit.serve.engine import SamplingParams
 from labkit.serve.scheduler import Limits
 from labkit.serve.worker import Spec, Worker
 
@@ -27,14 +28,6 @@ ASKED = [
     ("The café “is”", SamplingParams(40, temperature=1.2, seed=33, stop=("e ", "zz", ", and"))),
     ("A record: ", SamplingParams(40, temperature=1.0, seed=5, json_schema=SCHEMA)),
 ]
-
-
-@pytest.fixture(scope="module")
-def expected():
-    """Each request by itself, in this process."""
-    engine = Engine.from_pretrained(**OPTIONS)
-    prompts = [tuple(engine.vocabulary.encode(text)) for text, _ in ASKED]
-    return prompts, [engine.generate([prompt], params)[0] for prompt, (_, params) in zip(prompts, ASKED, strict=True)]
 
 
 async def collect(stream, n, after, reached):
@@ -55,36 +48,39 @@ def nearly(logprobs):
     return [(one.token_id, one.text, pytest.approx(one.logprob, abs=1e-4)) for one in logprobs]
 
 
-def test_killed_in_the_middle_every_answer_is_what_it_would_have_been(expected):
-    prompts, results = expected
-    progress = []
+def test_killed_in_the_middle_every_answer_is_what_it_would_have_been():
+    tokenizer, progress = Tokenizer.from_file(f"{FOLDER}/tokenizer.json"), []
+    prompts = [tuple(tokenizer.encode(text).ids) for text, _ in ASKED]
+
+    def ask(worker, at, reached):
+        params = ASKED[at][1]
+        return collect(worker.submit(prompts[at], params), params.n, 4 + 5 * at, reached)
 
     async def run():
         worker = Worker(
             Spec(options=OPTIONS), replace(QUICK, patience=120), on_progress=lambda *at: progress.append(at)
         )
         await worker.start()
-        assert worker.info.name == "four"
-        assert worker.info.max_context == 128
-        reached = [asyncio.Event() for _ in ASKED]
-        answers = asyncio.gather(
-            *[
-                collect(worker.submit(prompt, params), params.n, 4 + 5 * at, reached[at])
-                for at, (prompt, (_, params)) in enumerate(zip(prompts, ASKED, strict=True))
-            ]
-        )
-        await reached[2].wait()
+        assert (worker.info.name, worker.info.max_context) == ("four", 128)
+        alone = [await ask(worker, at, asyncio.Event()) for at in range(len(ASKED))]
+        third = asyncio.Event()
+        together = asyncio.gather(*[ask(worker, at, third if at == 2 else asyncio.Event()) for at in range(len(ASKED))])
+        await third.wait()
         os.kill(worker.pid, signal.SIGKILL)
-        answers = await answers
+        together = await together
         assert worker.health().restarts == 1
         await worker.close()
-        return answers
+        return alone, together
 
-    for (answers, told), result in zip(asyncio.run(run()), results, strict=True):
-        for (tokens, text, logprobs, finish), whole in zip(answers, result.completions, strict=True):
-            assert (tokens, text, finish) == (whole.token_ids, whole.text, whole.finish_reason)
-            assert [(one.token_id, one.text, one.logprob) for one in logprobs] == nearly(whole.logprobs)
-        assert (told is None) == (result.prompt_logprobs is None)
+    alone, together = asyncio.run(run())
+    for (several, prompt), (wanted_several, wanted_prompt) in zip(together, alone, strict=True):
+        for (tokens, text, logprobs, finish), wanted in zip(several, wanted_several, strict=True):
+            assert [tokens, text, finish] == [wanted[0], wanted[1], wanted[3]]
+            assert len(tokens) > 8
+            assert [(one.token_id, one.text, one.logprob) for one in logprobs] == nearly(wanted[2])
+        assert [(one.token_id, one.text, one.logprob) for one in (prompt or ())[1:]] == nearly(
+            (wanted_prompt or ())[1:]
+        )
     shares = [share for share, _ in progress]
     assert shares[0] == 0
     assert len(shares) > 10

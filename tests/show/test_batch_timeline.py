@@ -220,7 +220,7 @@ def test_rows_that_work_come_before_rows_that_wait():
 
 @pytest.mark.parametrize("busiest", [False, True])
 def test_ten_thousand_steps_of_a_thousand_sequences_send_little(busiest):
-    timeline = drawn(2_000 if busiest else 10_000, 60 if busiest else 1_000, 100, busiest=busiest)
+    timeline = drawn(1_200 if busiest else 10_000, 60 if busiest else 1_000, 80, busiest=busiest)
     w = batch_timeline(timeline)
     for step, shown in ((0, 120), (timeline.num_steps - 1, w.sizes[-1]), (timeline.num_steps // 2, w.sizes[-1])):
         w.step, w.shown = step, shown
@@ -277,7 +277,7 @@ def test_one_message_says_what_several_say():
         state = widget.get_state()
         return {name: value for name, value in state.items() if not name.startswith("_") and name != "layout"}
 
-    timelines = [drawn(150, 50, 20, busiest=True), drawn(20, 50, 10)]
+    timelines = [drawn(150, 50, 8, busiest=True), drawn(20, 50, 4)]
 
     def build() -> BatchTimeline:
         w = batch_timeline(timelines)
@@ -305,7 +305,7 @@ def test_a_value_out_of_range_from_the_browser_changes_nothing():
 @pytest.mark.parametrize(
     "timeline",
     [
-        SMALL, ladder()["short"], drawn(3, 1, 1), drawn(700, 40, 2100), drawn(40, 9, 64),
+        SMALL, ladder()["short"], drawn(3, 1, 1), drawn(400, 30, 1100), drawn(40, 9, 64),
         Timeline("waits", ("alone",), (1,), (0,), 1, (Span(0, WAITING, 0, 1),)),
     ],
     ids=["small", "no blocks", "tiny", "large", "many colours", "nothing computed"],

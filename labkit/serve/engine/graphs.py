@@ -61,7 +61,7 @@ def refuses(model: Transformer) -> str:
             ),
             experts.implementation,
         )
-        if choice.name not in _GRAPHABLE:
+        if choice.name not in _GRAPHABLE or (choice.name == "grouped_mm" and model.dtype != torch.bfloat16):
             return f"its experts are computed by {choice.name}, which waits for the device ({choice.reason})"
     return ""
 
@@ -81,7 +81,7 @@ class Recorder:
                 compute()
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
             outputs = compute()
 
         def replay() -> Outputs:
@@ -107,11 +107,11 @@ class GraphRunner(TorchRunner):
         self._context = self._width * limits.block_size
         self._raw = torch.empty(self._shape(self._sizes[-1]).nbytes, dtype=torch.uint8, device=model.device)
         record = Recorder() if record is None else record
-        self._warm_up()
         self._replays = {}
         for size in reversed(self._sizes):  # the largest first: the others find room in its memory
             self._fill((), self._shape(size))
             self._replays[size] = record(lambda size=size: self._compute(size))
+        self._warm_up()  # after the graphs: recording gives back all memory that is free
         self._tally.forget()
 
     def _shape(self, size: int) -> Shape:
@@ -130,10 +130,16 @@ class GraphRunner(TorchRunner):
 
     def _warm_up(self) -> None:
         """Compile what prompts need, before the first one waits for it; the entries go into the spare block."""
-        size, spare = self.limits.block_size, self.limits.num_blocks
-        most = min(self.limits.max_tokens_per_step, self.limits.max_context)
-        for count in sorted({min(count, most) for count in (2, 64, 512, most)}):
-            super()._forward([Chunk("", 0, (0,) * count, (spare,) * -(-count // size), True)], None)
+        size, spare, most = self.limits.block_size, self.limits.num_blocks, self.limits.max_tokens_per_step
+        longest = min(most, self.limits.max_context)
+        decoding = [Chunk("", 0, (0,), (spare,), True)] * 3
+        counts = {max(1, min(count, most)) for count in (2, 61, 64, 509, 512, most - 3, most)}
+        for count in sorted(counts):  # Triton compiles again where a size is no multiple of 16
+            lengths = [min(longest, count - start) for start in range(0, count, longest)]
+            prompts = [Chunk("", 0, (0,) * length, (spare,) * -(-length // size), True) for length in lengths]
+            super()._forward(prompts, None)
+            if count + len(decoding) <= most:
+                super()._forward([*decoding, *prompts], None)
 
     def _forward(self, chunks: Sequence[Chunk], sources: Sequence[int] | None) -> Outputs:
         count = len(chunks)

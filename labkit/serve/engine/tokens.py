@@ -108,7 +108,7 @@ class Tokens:
     def _read_prompt(self, request: Request, chunk: Chunk, first: int, outcome: Outcome) -> None:
         have, top = len(request.prompt_logprobs), request.params.prompt_logprobs
         end = min(chunk.start + len(chunk.tokens) + 1, len(request.prompt))  # each row tells the token after it
-        for start in range(max(have, chunk.start + 1), end, _ROWS):
+        for start in range(have, end, _ROWS):
             ids = request.prompt[start : min(start + _ROWS, end)]
             row = first + start - 1 - chunk.start
             rows_RV = outcome.rows(row, row + len(ids))

@@ -32,17 +32,16 @@ def admit(info: Info, limits: Limits | None, prompt: Sequence[int], params: Samp
     return prompt
 
 
-def need_room(limits: Limits | None, load: Load, waiting: tuple[int, int], size: int) -> None:
+def need_room(limits: Limits | None, load: Load, size: int) -> None:
     """Raise `Full` if the queue is; as the engine's own scheduler would, and by the same rule.
 
     Args:
         limits: of the engine, None where it has none.
-        load: when last heard of.
-        waiting: requests and tokens that the load does not count yet.
+        load: with all that wait.
         size: tokens of the new one's prompt and longest answer.
     """
     if limits is None:
         return
-    requests, tokens = load.waiting + waiting[0], load.waiting_tokens + waiting[1]
-    if requests >= limits.max_waiting or (requests and tokens + size > limits.max_waiting_tokens):
-        raise Full(f"{requests} requests of {tokens} tokens wait; try again later")
+    tokens = load.waiting_tokens + size
+    if load.waiting >= limits.max_waiting or (load.waiting and tokens > limits.max_waiting_tokens):
+        raise Full(f"{load.waiting} requests of {load.waiting_tokens} tokens wait; try again later")

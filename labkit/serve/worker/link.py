@@ -127,5 +127,5 @@ def how_it_ended(code: int | None) -> str:
         name = signal.Signals(-code).name
     except ValueError:
         name = f"signal {-code}"
-    hint = " (so does a system that is out of memory)" if name == "SIGKILL" else ""
+    hint = " (as the system does when memory runs out)" if name == "SIGKILL" else ""
     return f"was killed by {name}{hint}"

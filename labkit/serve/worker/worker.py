@@ -20,13 +20,12 @@ from labkit.serve.scheduler.limits import Limits
 from labkit.serve.scheduler.step import Load
 from labkit.serve.worker.admission import admit, need_room
 from labkit.serve.worker.flight import Flight, Request
+from labkit.serve.worker.loads import Loads
 from labkit.serve.worker.messages import Message, unpack_delta, unpack_load
 from labkit.serve.worker.policy import Policy
 from labkit.serve.worker.reports import Reports
 from labkit.serve.worker.spec import Progress, Spec
 from labkit.serve.worker.supervisor import Phase, Supervisor
-
-IDLE = Load(0, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 
 
 class Worker:
@@ -44,7 +43,7 @@ class Worker:
         self._flight, self._count = Flight(), 0
         self._info: Info | None = None
         self._limits: Limits | None = None
-        self._load = IDLE
+        self._loads = Loads()
         self._reports = Reports()
         self._listeners: list[Callable[[StepReport], None]] = []
         self._draining = False
@@ -83,7 +82,7 @@ class Worker:
         prompt = admit(self.info, self._limits, prompt_ids, params)
         if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(salt, str):
             raise ValueError(f"priority is {priority!r} and salt {salt!r}; give a whole number and a text")
-        need_room(self._limits, self._load, self._flight.waiting(), len(prompt) + params.max_tokens)
+        need_room(self._limits, self.load(), len(prompt) + params.max_tokens)
         if params.seed is None and not params.greedy:
             params = replace(params, seed=secrets.randbits(62))  # the next child must draw what this one would have
         self._count += 1
@@ -93,8 +92,8 @@ class Worker:
         return stream
 
     def load(self) -> Load:
-        """How busy, when last heard of."""
-        return self._load
+        """How busy, when last heard of; what is counted, counted over all children."""
+        return self._loads.told(*self._flight.waiting())
 
     def health(self) -> Health:
         """Alive or on the way back, ready, and why not."""
@@ -171,11 +170,8 @@ class Worker:
 
     def on_ready(self, info: Info, limits: Limits | None) -> None:
         """A child has loaded: it gets what is under way."""
-        self._info, self._limits, self._load = (
-            info,
-            limits,
-            replace(IDLE, blocks=info.num_blocks, free_blocks=info.num_blocks),
-        )
+        self._info, self._limits = info, limits
+        self._loads.ready(info.num_blocks)
         if self._listeners:
             self._supervisor.send(("report",))
         self._settle()
@@ -184,7 +180,7 @@ class Worker:
         """A child has made a step, let go of a request, or refused one."""
         match message:
             case ("step", taken, load, deltas, reports):
-                self._load = unpack_load(load)
+                self._loads.heard(unpack_load(load))
                 self._flight.read(taken)
                 for packed in deltas:
                     self._take(unpack_delta(packed))
@@ -201,6 +197,7 @@ class Worker:
 
     def on_death(self, reason: str) -> bool:
         """A child has ended; what it had is given to the next one, but not what killed it. Whether that was found."""
+        self._loads.died()
         killers = self._flight.died()
         for request in killers:
             request.stream.end("error", f"{reason}, for the third time with this request in it, now alone")

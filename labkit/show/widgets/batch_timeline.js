@@ -112,7 +112,7 @@ function render({ model, el: host }) {
       else if (attrs) el("rect", { x: at, y: y - 8, width: 16, height: 9, ...attrs }, group);
       else el("line", { class: "dash", x1: at, x2: at + 16, y1: y - 4, y2: y - 4 }, group);
       el("text", { class: "small", x: at + 21, y }, group, text);
-      at += 36 + text.length * 6.6;
+      at += 31 + text.length * 7.3;
     }
   }
 
@@ -241,10 +241,10 @@ function render({ model, el: host }) {
       const [, , , state, row, holders, n] = found, high = (inner * n) / per_cell, own = color(row, true);
       add(`${state} ${own}`, box(px + 1, py + 1 + inner - high, inner, high));
       const name = model.get("ids")[row] ?? "";
-      if (size >= 22 && name.length <= 3) names.push([px + size / 2, py + size - 5, name, state === HELD ? inkOn(own) : "currentColor"]);
+      if (size >= 22 && name.length <= 3) names.push([px + size * 0.46, py + size - 5, name, state === HELD ? inkOn(own) : "currentColor"]);
       if (state === KEPT) { count.kept += n; continue; }
       count.held += n;
-      if (holders > 1) { count.shared += 1; add(`dot ${inkOn(own)}`, diamond(px + size / 2, py + size * (size >= 22 ? 0.3 : 0.5), size * (size >= 22 ? 0.18 : 0.28))); }
+      if (holders > 1) { count.shared += 1; add(`dot ${inkOn(own)}`, size >= 22 ? diamond(px + size * 0.76, py + size * 0.24, size * 0.15) : diamond(px + size / 2, py + size / 2, size * 0.28)); }
     }
     for (const [key, d] of paths) {
       const [state, own] = key.split(" ");

@@ -124,7 +124,7 @@ class BatchTimeline(LabWidget):
     def _left_out(self) -> str:
         count, shown, said = self.rows["count"], len(self.rows["rows"]), []
         if shown < count:
-            said.append(f"{shown} of {count:,} sequences of these steps are drawn: the page of the one in hand.")
+            said.append(f"{shown} of {count:,} sequences of these steps are drawn; ↑ ↓ and Shift bring the others.")
         if self.rows["least"] > 1:
             said.append(f"Bars of fewer than {self.rows['least']} steps are drawn as their neighbours.")
         if self.pool["per_cell"] > 1:
