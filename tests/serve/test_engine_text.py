@@ -55,6 +55,15 @@ def test_what_may_begin_a_stop_comes_late_and_nothing_is_lost(engine):
     assert (result.text, result.completions[0].finish_reason) == (whole.text, "length")
 
 
+def test_what_was_held_back_comes_when_a_token_ends_the_answer(engine):
+    (whole,) = engine.generate(["The quick"], SamplingParams(max_tokens=8))
+    ids = whole.completions[0].token_ids
+    before = engine.vocabulary.decode(ids[: ids.index(ids[5])])
+    params = SamplingParams(max_tokens=8, stop_token_ids=(ids[5],), stop=(before[-3:] + "!!",))
+    (result,) = engine.generate(["The quick"], params)
+    assert (result.text, result.completions[0].finish_reason) == (before, "stop")
+
+
 def test_json_is_json_whatever_is_drawn(engine):
     params = [
         SamplingParams(max_tokens=60, temperature=t, seed=at, json_schema=PERSON) for at, t in enumerate([0, 1, 2, 5])
