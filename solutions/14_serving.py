@@ -828,7 +828,7 @@ STARTS = ["\n".join(texts.validation[domain])[at : at + 50] for at in (0, 2000) 
 NEIGHBOURS = [
     {
         "prompt": start,
-        "max_tokens": 48 if gpu else 24,
+        "max_tokens": 48 if gpu else 16,
         "temperature": n % 2,
         "seed": n,
         "extra_body": {"ignore_eos": True},
@@ -1038,7 +1038,7 @@ async def open_loop(rate, number):
     return await asyncio.gather(*tasks)
 
 
-elsewhere(closed_loop(TOGETHER, 2 * TOGETHER))  # warm
+elsewhere(closed_loop(TOGETHER, TOGETHER))  # warm
 before = scrape()
 closed, rate = elsewhere(closed_loop(TOGETHER, 8 * TOGETHER if gpu else 3 * TOGETHER))
 print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) / 2:,.0f} tokens/s")
