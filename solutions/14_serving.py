@@ -828,7 +828,7 @@ STARTS = ["\n".join(texts.validation[domain])[at : at + 50] for at in (0, 2000) 
 NEIGHBOURS = [
     {
         "prompt": start,
-        "max_tokens": 48 if gpu else 24,
+        "max_tokens": 48 if gpu else 16,
         "temperature": n % 2,
         "seed": n,
         "extra_body": {"ignore_eos": True},
@@ -950,7 +950,7 @@ if find_spec("schemathesis"):
     from hypothesis import seed as seeded
 
     replies, schema = {}, schemathesis.openapi.from_url(f"{URL}/openapi.json")
-    how = settings(max_examples=40 if gpu else 6, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    how = settings(max_examples=40 if gpu else 3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     for operation in schema.get_all_operations():
         made = operation.ok()
 
@@ -1038,7 +1038,7 @@ async def open_loop(rate, number):
     return await asyncio.gather(*tasks)
 
 
-elsewhere(closed_loop(TOGETHER, 2 * TOGETHER))  # warm
+elsewhere(closed_loop(TOGETHER, TOGETHER))  # warm
 before = scrape()
 closed, rate = elsewhere(closed_loop(TOGETHER, 8 * TOGETHER if gpu else 3 * TOGETHER))
 print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) / 2:,.0f} tokens/s")
@@ -1051,10 +1051,10 @@ print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) 
 p_away = predict("14.away", "The highest load: requests that are turned away?", 0, 100, "%")
 
 # %%
-OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.3, 0.7, 1.0, 3.0)
+OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.5, 1.0, 3.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(6 * load * rate))) if gpu else 96 if load > 1 else 24
+    number = min(2000, max(40, int(6 * load * rate))) if gpu else 72 if load > 1 else 14
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}

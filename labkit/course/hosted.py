@@ -128,7 +128,7 @@ def _tell(**what: Any) -> None:
 
 
 async def _serve(asked: dict[str, Any]) -> None:
-    from transformers import AutoTokenizer
+    from tokenizers import Tokenizer
 
     from labkit.serve.server import Settings, serve
     from labkit.serve.server.launch import listen
@@ -145,7 +145,7 @@ async def _serve(asked: dict[str, Any]) -> None:
         loop.call_soon_threadsafe(stop.set)  # whoever started this is gone, or has closed it
 
     threading.Thread(target=obey, daemon=True).start()
-    settings, tokenizer = Settings(**asked["settings"]), AutoTokenizer.from_pretrained(asked["folder"])
+    settings, tokenizer = Settings(**asked["settings"]), Tokenizer.from_file(f"{asked['folder']}/tokenizer.json")
     ready = {"on_ready": lambda: _tell(url=url)}
     await serve(worker, tokenizer, settings, opened, drain_seconds=LEAVE_SECONDS, stop=stop, **ready)
 
