@@ -1058,10 +1058,10 @@ display(figures.cost_curve(COMMON, {"found": list(reused.values())}, "tokens of 
 
 
 # %%
-def engine_for(model, **changes):
+def engine_for(model, ahead=None, **changes):
     """An engine with a cache of a few hundred blocks, and other limits if given."""
     sizes = {"num_blocks": 256, "max_context": 512, "max_tokens_per_step": 128, "max_sequences": 16, "reserve": 0}
-    return Engine(model, limits=Limits(**(sizes | changes)), eos_token_ids=())
+    return Engine(model, limits=Limits(**(sizes | changes)), eos_token_ids=(), ahead=ahead)
 
 
 def answer_all(engine, requests):
@@ -1137,7 +1137,7 @@ display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()},
 # next preemption.)
 
 # %%
-engine = engine_for(model, **WAYS["hardly any memory"])
+engine = engine_for(model, ahead=False, **WAYS["hardly any memory"])  # what is recorded is what has happened
 recording = record(engine)
 engine.observers.append(recording)
 answer_all(engine, requests)

@@ -22,7 +22,8 @@ def record(source: Any, most_steps: int = 10_000) -> Recording:
     """A recording of what a scheduler does; of an engine's, if it has one as `scheduler`.
 
     Args:
-        source: a `Scheduler`, or an engine.
+        source: a `Scheduler`, or an engine; one made with `ahead=False`, since books that are a step ahead of what is
+            reported would be noted at the wrong step.
         most_steps: that are recorded; later ones are counted as `missing`.
 
     Raises ValueError for anything else.
@@ -37,6 +38,8 @@ def record(source: Any, most_steps: int = 10_000) -> Recording:
     scheduler = getattr(source, "scheduler", source)
     if not isinstance(scheduler, Scheduler):
         raise ValueError(f"record got {type(source).__name__}; give a Scheduler, or an engine that has one")
+    if getattr(source, "ahead", None) is not None:
+        raise ValueError("this engine sends steps ahead of their results; make the one to record with ahead=False")
     need_whole("most_steps", most_steps)
     return Recording(scheduler, most_steps)
 

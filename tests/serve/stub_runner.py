@@ -61,7 +61,7 @@ class StubRunner:
             self.last[row] = choose(outcome.logits([row]), [choice]).item()
         return SimpleNamespace(tokens=self.last.copy)
 
-    def counts(self):
+    def counts(self, now=False):
         return None
 
 
@@ -79,7 +79,7 @@ class Forgetful:
         outcome._rows = [[float(token == one) for token in range(VOCAB)] for one in outcome.best]
         return outcome
 
-    def counts(self):
+    def counts(self, now=False):
         return None
 
 

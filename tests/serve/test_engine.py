@@ -13,6 +13,7 @@ from labkit.core.runtime import data_path
 from labkit.nn import Transformer
 from labkit.nn.generate import generate
 from labkit.serve.engine import Engine, SamplingParams
+from labkit.serve.engine.runner import Tally, TorchRunner
 from labkit.serve.scheduler import Limits
 
 LIMITS = Limits(num_blocks=24, block_size=3, max_context=40, max_tokens_per_step=11, max_sequences=5)
@@ -176,6 +177,22 @@ def test_reports_tell_what_each_step_did():
         assert [sum(layer) for layer in report.experts] == [report.step.num_tokens * c.moe.top_k] * 2
     assert sorted(end for report in reports for end in report.ended) == [(f"{at}.0", "length") for at in range(6)]
     assert reports[-1].load.running == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_experts_that_are_counted_rarely_are_told_when_nothing_is_left_to_do(ahead):
+    model = build("olmoe")
+    runner = TorchRunner(model, LIMITS)
+    runner._tally = Tally(model, LIMITS, every=1000)
+    engine, reports = Engine(model, limits=LIMITS, runner=runner, ahead=ahead), []
+    engine.observers.append(reports.append)
+    for round in (1, 2):
+        engine.generate(PROMPTS, SamplingParams(max_tokens=5))
+        assert [report.experts for report in reports if report.experts][-1] is reports[-1].experts
+        assert sum(report.experts is not None for report in reports) == round
+    c, tokens = model.config, sum(report.step.num_tokens for report in reports)
+    told = [sum(map(sum, report.experts)) for report in reports if report.experts]
+    assert sum(told) == tokens * c.moe.top_k * c.num_layers
 
 
 def test_what_can_never_be_answered_is_refused_at_once():

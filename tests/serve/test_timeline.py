@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -298,6 +299,7 @@ def test_decoding_is_told_from_a_prompt_cut_short():
     ("call", "says"),
     [
         (lambda: record(3), "record got int; give a Scheduler"),
+        (lambda: record(SimpleNamespace(scheduler=Scheduler(TIGHT), ahead=object())), "one to record with ahead=False"),
         (lambda: record(Scheduler(TIGHT), most_steps=0), "most_steps is 0"),
         (lambda: record(Scheduler(TIGHT)).timeline(), "nothing was recorded; give the recording to simulate"),
         (lambda: padded("x", [(1, 1), (1, 1)], [[0]]), "not of rows 0 to 1"),

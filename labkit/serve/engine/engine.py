@@ -81,7 +81,7 @@ class Engine:
         self.news: list[Delta] = []  # of what ended before its first step
         self.particular: set[str] = set()  # requests for which no step is computed ahead
         ahead = getattr(runner, "ahead", False) if ahead is None else ahead
-        self._ahead = Ahead(self) if ahead else None
+        self.ahead = Ahead(self) if ahead else None
         self._grammars: Grammars | None = None
 
     @classmethod
@@ -235,10 +235,10 @@ class Engine:
         Raises only if the device itself has failed, so that whoever runs the engine replaces it.
         """
         news, self.news = self.news, []
-        if self._ahead is not None:
+        if self.ahead is not None:
             if not self.particular:
-                return news + self._ahead.step()
-            news += self._ahead.land()
+                return news + self.ahead.step()
+            news += self.ahead.land()
         began = self.clock()
         step = self.scheduler.schedule(began)
         if not step:
@@ -272,7 +272,7 @@ class Engine:
 
     def report(self, step: Step, began: float, decode: int) -> None:
         """Tell the observers, if there are any."""
-        self.reporter.tell(step, began, self.clock(), decode, self.runner, self.load)
+        self.reporter.tell(self, step, began, decode)
 
     def fork(self, request: Request) -> list[Continuation]:
         """The other continuations of a request, at the step that samples its first token; for `engine.tokens`."""
@@ -345,6 +345,6 @@ class Engine:
         there = self.scheduler.sequences
         open_now = {one.id for request in self._requests.values() for one in request.open.values()}
         gone = [one for one in self.running.values() if one.id not in there]
-        landing = self._ahead is not None and all(self._ahead.owns(one) for one in gone)
+        landing = self.ahead is not None and all(self.ahead.owns(one) for one in gone)
         if not set(there) <= set(self.running) == open_now or (gone and not landing):
             raise RuntimeError("the engine and its scheduler know of different sequences")

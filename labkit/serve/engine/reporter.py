@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from labkit.serve.engine.delta import StepReport
-from labkit.serve.scheduler import Load, Step
+from labkit.serve.scheduler import Step
 
 if TYPE_CHECKING:
+    from labkit.serve.engine.engine import Engine
     from labkit.serve.engine.request import Continuation
-    from labkit.serve.engine.runner import Runner
 
 
 class Reporter:
@@ -33,12 +33,13 @@ class Reporter:
             len(chunk.tokens) == 1 and chunk.start >= len(running[chunk.id].request.prompt) for chunk in step.chunks
         )
 
-    def tell(self, step: Step, began: float, now: float, decode: int, runner: Runner, load: Callable[[], Load]) -> None:
+    def tell(self, engine: Engine, step: Step, began: float, decode: int) -> None:
         """The step is over."""
         if not self.observers:
             return
         ended, self._ended = tuple(self._ended), []
-        prefill = step.num_tokens - decode
-        report = StepReport(step, began, now - began, decode, prefill, runner.counts(), ended, load())
+        seconds, prefill = engine.clock() - began, step.num_tokens - decode
+        counts = engine.runner.counts(now=not engine.running)
+        report = StepReport(step, began, seconds, decode, prefill, counts, ended, engine.load())
         for observer in self.observers:
             observer(report)

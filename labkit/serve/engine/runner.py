@@ -50,8 +50,11 @@ class Runner(Protocol):
     def run(self, chunks: Sequence[Chunk]) -> Outcome:
         """Compute chunks and write their entries; it may raise, and is then asked for fewer."""
 
-    def counts(self) -> Counts | None:
-        """Tokens that each expert of each sparse layer got since the last call; None where it is not time to read."""
+    def counts(self, now: bool = False) -> Counts | None:
+        """Tokens that each expert of each sparse layer got since the last call.
+
+        None where it is not time to read, unless they are wanted `now`, as when nothing is left to do.
+        """
 
 
 class Sent(Protocol):
@@ -186,9 +189,9 @@ class TorchRunner:
         if self.model.device.type == "cuda":
             torch.cuda.synchronize(self.model.device)
 
-    def counts(self) -> Counts | None:
+    def counts(self, now: bool = False) -> Counts | None:
         """See `Runner`."""
-        return self._tally.read()
+        return self._tally.read(now)
 
 
 def extent(chunks: Sequence[Chunk]) -> tuple[int, int, int]:
@@ -246,9 +249,9 @@ class Tally:
         self._passes = 0
         self._sum_LE.zero_()
 
-    def read(self) -> Counts | None:
-        """Since the last reading; None before the next is due."""
-        if self._passes < self._every or not len(self._sum_LE):
+    def read(self, now: bool = False) -> Counts | None:
+        """Since the last reading; None if there is nothing new, or, unless it must be `now`, the next is not due."""
+        if self._passes < (1 if now else self._every) or not len(self._sum_LE):
             return None
         counts = tuple(map(tuple, self._sum_LE.tolist()))
         self.forget()
