@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from labkit.core.runtime import data_path
 from labkit.nn import Transformer
 from labkit.serve.engine import Engine, SamplingParams
-from labkit.serve.engine.loading import eos_of
+from labkit.serve.engine.loading import eos_of, plain_tokenizer, tokenizer_of
 from labkit.serve.scheduler import Limits
 
 FOLDER = data_path("checkpoints/four-domains")
@@ -153,3 +153,16 @@ def test_an_answer_whose_last_news_was_lost_ends_at_once(engine):
     first, second = run_out(engine)
     assert (first.index, first.token_ids, first.finish_reason) == (0, (), "length")
     assert (second.index, len(second.token_ids), second.finish_reason) == (1, 1, "length")
+
+
+def test_a_plain_tokenizer_needs_no_transformers_and_means_the_same(tmp_path):
+    plain, whole = plain_tokenizer(FOLDER), tokenizer_of(FOLDER)
+    for text in ("def f(x):\n    return x", "", "naïve café 🙂 数", "<|endoftext|>a<|pad|>"):
+        ids = plain.encode(text).ids
+        assert ids == whole(text)["input_ids"]
+        assert plain.decode(ids, skip_special_tokens=True) == whole.decode(ids, skip_special_tokens=True)
+    said = json.loads((FOLDER / "tokenizer_config.json").read_text("utf-8"))
+    (tmp_path / "tokenizer.json").write_bytes((FOLDER / "tokenizer.json").read_bytes())
+    for more in ({"tokenizer_class": "LlamaTokenizer"}, {"add_bos_token": True}, {"add_eos_token": True}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({**said, **more}), "utf-8")
+        assert plain_tokenizer(tmp_path) is None

@@ -21,6 +21,7 @@ _BLOCK = 16
 _CPU_CACHE = 1 << 30  # bytes
 _CUDA_SHARE = 0.9  # of what is free, after what a step computes with
 _CUDA_ROOM = 4 << 30  # bytes for that
+_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")  # classes that are what tokenizer.json says
 
 
 def load(
@@ -58,10 +59,30 @@ def load(
         implementation=implementation,
         on_progress=lambda share: tell(0.9 * share, "weights"),
     )
-    tokenizer = tokenizer_of(folder)
+    eos = eos_of(Path(folder))
+    tokenizer = (plain_tokenizer(Path(folder)) if eos else None) or tokenizer_of(folder)
     tell(0.95, "tokenizer")
-    eos = eos_of(Path(folder), tokenizer)
+    eos = eos or eos_of(Path(folder), tokenizer)
     return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, "name": Path(folder).name, **options})
+
+
+def plain_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a folder whose tokenizer.json says all; None if its class may add to that.
+
+    An engine wants no more of it, and transformers takes seconds to import.
+    """
+    file, beside = folder / "tokenizer.json", folder / "tokenizer_config.json"
+    if not (file.is_file() and beside.is_file()):
+        return None
+    words = json.loads(beside.read_text("utf-8"))
+    if words.get("tokenizer_class") not in _PLAIN or words.get("add_bos_token") or words.get("add_eos_token"):
+        return None
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def tokenizer_of(folder: str | Path) -> Any:
