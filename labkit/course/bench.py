@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from labkit.course import bench_serving
+
 if TYPE_CHECKING:
     from labkit.kernels.bench import Plan, Result
 
@@ -21,7 +23,10 @@ SLUGS = {"forward": "forward", "forward + backward": "both", "graph": "graph"}
 
 def bench(
     subjects: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="moe, decode, quant, topk, attention; none: all.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUBJECT]...", help="moe, decode, quant, topk, attention; none: all of these. Or serving."
+        ),
     ] = None,
     shapes: Annotated[
         str, typer.Option(metavar="NAMES", help="Names such as olmoe-16k, with commas; a wrong one lists them.")
@@ -54,9 +59,17 @@ def bench(
         typer.Option(help="bfloat16, float16, float32, or auto: the first on a GPU that has it, the last on a CPU."),
     ] = "auto",
     seed: Annotated[int, typer.Option(help="Of the inputs and the routing.")] = 0,
+    together: Annotated[
+        list[int] | None, typer.Option(metavar="N", help="serving: requests at a time, 256 (CPU: 8). Repeatable.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="The folder that gets bench.json and the figures.")] = Path("runs/bench"),
 ) -> None:
-    """Measure our kernels beside others', in turns, against this machine's ceilings; losses are shown."""
+    """Measure our kernels, or our engine (serving), beside others', in turns or in one run; losses are shown."""
+    if bench_serving.check(subjects or []):
+        bench_serving.run(together, device, dtype, tiny, seed, out, typer.echo)
+        return
+    if together:
+        raise ValueError("--together is for serving alone: labkit bench serving")
     from labkit.kernels import bench as home
     from labkit.kernels.bench import machine, table
     from labkit.kernels.bench import shapes as sizes
