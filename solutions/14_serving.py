@@ -147,11 +147,12 @@ fig.alt = f"Two events, a comment and the end, of {', '.join(map(str, lengths))}
 display(fig)
 
 # %% [markdown]
-# The `é` of the café lies in two chunks: look at the sixth and seventh above.
+# Here both letters of two bytes came whole, by luck. With 19 bytes a chunk the `ï` would lie in two: half a letter,
+# which nobody can decode.
 
 # %% [markdown]
 # Write the reader. (The whole format is in the HTML standard, section 9.2; we
-# leave out what OpenAI's servers never send: event names, and lines that end in a lone `\r`.)
+# leave out what streams of completions never hold: event names, and lines that end in a lone `\r`.)
 
 
 # %% exercise="14.events"
@@ -234,7 +235,7 @@ def share_seen(chunks):
 p_chunks.against(share_seen(delivered(0.1)))
 
 # %% [markdown]
-# Each merger loses *two* events, or more. Over other shares, with your reader beside:
+# A merged chunk loses *all* its events, two or more. Over other shares, with your reader beside:
 
 # %%
 SHARES = [0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7]
@@ -348,7 +349,8 @@ fig.alt = f"Places where a stop lies in more than one token: {told}."
 display(fig)
 
 # %% [markdown]
-# It is a matter of the tokenizer: in this one, a space begins a token and never ends one.
+# It is a matter of the tokenizer: in this one, the space between two words begins the second one's token, and never
+# ends the first one's.
 
 # %% [markdown]
 # So a matcher has to remember. But it must not remember too much: whatever can no longer belong to a stop has to go out
@@ -699,8 +701,9 @@ display(fig)
 # The bend is the **knee**: there the queue begins.
 
 # %% [markdown]
-# Beyond it an endless queue makes everybody wait, longer and longer, and serves not one person
-# more. A bounded one keeps its promise to those whom it accepts.
+# Beyond it an endless queue makes everybody wait, longer and longer, and serves not one person more a second. (It
+# serves all 200 in the end, since no more come. People do not stop coming.) A bounded one keeps its promise to those
+# whom it accepts.
 
 # %% [markdown]
 # ## 5 · Alone or in company
@@ -1192,7 +1195,8 @@ fig.alt = f"True and estimated quantiles; p99 is {true[-1]:.3f} s, estimated {to
 display(fig)
 
 # %% [markdown]
-# All that is really known is the grey band. A dashboard draws the orange line to four digits.
+# Next to an edge, where this p99 happens to lie, the estimate is good; in the middle of a bucket the two part. All that
+# is really known is the grey band. A dashboard draws the orange line to four digits.
 
 # %% [markdown]
 # ### The real one
@@ -1341,8 +1345,8 @@ print("the same answer:", "".join(pieces) == undisturbed)
 # A model that only our own server can run is worth little.
 
 # %% [markdown]
-# Two ways out: a **Hugging Face folder**, which transformers,
-# vLLM and SGLang load as it is, and an **ONNX** file, which ONNX Runtime runs without torch, cache and experts in the
+# Two ways out: a **Hugging Face folder**, which transformers and other servers load (which of them as it is, we shall
+# see), and an **ONNX** file, which ONNX Runtime runs without torch, cache and experts in the
 # graph. By how much do logits differ at most between our model and ONNX Runtime, on 200 tokens of real text?
 
 # %%
@@ -1395,8 +1399,8 @@ print("positions of 200 with the same best token:", same)
 # as equally likely.
 
 # %% [markdown]
-# What stops other servers is seldom the weights. It is a name in `config.json`, a tokenizer file, an end-of-sequence
-# token that is said twice, differently. `to_hf` looks at that:
+# What stops other servers is seldom a number. It is a name in `config.json`, a tokenizer file, a head that is looked
+# for under another name, an end-of-sequence token that is said twice, differently. `to_hf` looks at that:
 
 # %%
 print(told.check)

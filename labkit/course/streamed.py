@@ -189,10 +189,12 @@ def data_of(frame: str | bytes) -> Any:
     ({'text': 'a'}, '[DONE]', 'text')
     """
     text = frame.decode() if isinstance(frame, bytes) else str(frame)
-    body = text.removeprefix("data:")
-    if body == text or not text.endswith("\n\n") or any(a == b == "\n" for a, b in pairwise(body[:-1])):
+    lines = text.replace("\r\n", "\n")
+    body = lines.removeprefix("data:")
+    if body == lines or not lines.endswith("\n\n") or any(a == b == "\n" for a, b in pairwise(body[:-1])):
         return text
     try:
-        return json.loads(body)
+        found = json.loads(body)
     except ValueError:
         return body.strip() if body.strip() == "[DONE]" else text
+    return text if isinstance(found, str) else found  # a text in quotes is no event of these; `"[DONE]"` is no [DONE]

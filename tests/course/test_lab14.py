@@ -114,10 +114,16 @@ def test_coroutines_run_where_a_loop_is_running():
 
 
 @pytest.mark.parametrize(
-    "frame", ["data: a", "a\n\n", "data: {}\n\ndata: {}\n\n", "data: {'a': 1}\n\n", "data: {}\n\n\n"]
+    "frame",
+    ["data: a", "a\n\n", "data: {}\n\ndata: {}\n\n", "data: {'a': 1}\n\n", "data: {}\n\n\n", 'data: "[DONE]"\n\n'],
 )
 def test_what_is_no_single_event_stays_as_it_is(frame):
     assert data_of(frame) == frame
+
+
+@pytest.mark.parametrize(("frame", "data"), [("data: {}\r\n\r\n", {}), (b"data:[DONE]\n\n", "[DONE]")])
+def test_events_of_every_legal_form_are_read(frame, data):
+    assert data_of(frame) == data
 
 
 def test_a_relay_without_yield_is_told_so():

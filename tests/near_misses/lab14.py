@@ -6,13 +6,14 @@ Wrong ones differ in a place or two from a right answer written differently, and
 import asyncio
 import json
 import math
+import re
 
 import numpy as np
 import torch
 from edits import wrong
 
 # Without these names an edited answer would not find what it calls.
-__all__ = ["NEAR_MISSES", "RIGHT_ANSWERS", "asyncio", "json", "math", "np", "torch"]
+__all__ = ["NEAR_MISSES", "RIGHT_ANSWERS", "asyncio", "json", "math", "np", "re", "torch"]
 
 # ------------------------------------------------------------------------------------------------------------ events
 
@@ -77,6 +78,14 @@ EVENTS = {
         "return\n                    yield event":
         "yield event\n                        return\n                    yield event",
     },
+    "data_kept": {"                    lines = []\n": ""},
+    "letters_stripped": {'value[1:] if value.startswith(" ") else value': 'text.lstrip("data: ")'},
+    "ends_stripped": {'if line.endswith(b"\\r"):\n                line = line[:-1]': "line = line.rstrip()"},
+    "done_in_a_line": {
+        "startswith(\" \") else value)":
+        'startswith(" ") else value)\n                if lines[-1] == "[DONE]":\n                    return',
+    },
+    "looks_empty": {'if text == "":': 'if text.strip() == "":'},
     "done_anywhere": {'event == "[DONE]"': '"[DONE]" in event'},
 }  # fmt: skip
 
@@ -227,6 +236,13 @@ FIND = {
     "one_letter": {"range(1, len(stop))": "range(1, min(2, len(stop)))"},
     "shortest_beginning": {"max(keep, n)": "min(keep or n, n)"},
     "first_stop_only": {"for stop in stops:": "for stop in stops[:1]:"},
+    "searches_the_piece": {"if stop in held": "if stop in piece"},
+    "minus_zero": {"held = held[cut:]": "held = held[-keep:]"},
+    "pattern": {
+        "(held.find(stop) + len(stop), held.find(stop))": "re.search(stop, held).span()[::-1]",
+        "if stop in held": "if re.search(stop, held)",
+    },
+    "no_stops": {"keep = 0\n": "keep, longest = 0, max(map(len, stops))\n"},
     "only_at_the_end": {"if stop in held": "if held.endswith(stop)", "held.find(": "held.rfind("},
 }  # fmt: skip
 
@@ -303,6 +319,14 @@ BY_HAND = {
                         "\n                continue"},
     "swallows_cancel_quietly": {LAST: "    except asyncio.CancelledError:\n        pass\n" + LAST},
     "no_done": {'yield b"data: [DONE]\\n\\n"': "pass"},
+    "done_quoted": {'yield b"data: [DONE]\\n\\n"': 'yield event("[DONE]")'},
+    "one_behind": {
+        "        while True:": "        before = None\n        while True:",
+        '            yield event({"text": piece})':
+        '            if before is not None:\n                yield event({"text": before})\n            before = piece',
+        'yield b"data: [DONE]\\n\\n"':
+        'if before is not None:\n            yield event({"text": before})\n        yield b"data: [DONE]\\n\\n"',
+    },
     "no_json": {'yield event({"text": piece})': 'yield f"data: {piece}\\n\\n"'},
     "python_not_json": {'yield event({"text": piece})': "yield f\"data: {dict(text=piece)}\\n\\n\""},
     "one_newline": {'.encode() + b"\\n\\n"': '.encode() + b"\\n"'},
@@ -405,6 +429,9 @@ ADMIT = {
     "not_rounded": {"return now, seconds": "return now, missing / rate"},
     "times_rate": {"return now, seconds": "return now, math.ceil(missing * rate)"},
     "tokens_for_seconds": {"return now, seconds": "return now, math.ceil(missing)"},
+    "whole_tokens": {"now = level + elapsed * rate": "now = int(level + elapsed * rate)"},
+    "waits_from_before": {"        seconds = int": "        missing = cost - level\n        seconds = int"},
+    "refused_by_error": {"if missing > 0:": "if missing > 0:\n        raise ValueError('too much')"},
     "float_seconds": {"return now, seconds": "return now, float(seconds)"},
 }  # fmt: skip
 
@@ -465,6 +492,13 @@ DRAW = {
                      "p = torch": "row = row.nan_to_num(float('nan'))\n            p = torch"},
     "nan_gets_out": {"    for row,": "    logits = torch.where(logits.isnan(), 0.0, logits)\n    for row,"},
     "nan_is_token_0": {"chosen.append(-1)": "chosen.append(0)"},
+    "batch_given_up": {
+        "    chosen = []":
+        "    chosen = []\n    if logits.isnan().any():\n        return torch.full((len(logits),), -1)",
+    },
+    "nearly_cold": {"elif T == 0:": "elif False:", "/ T": "/ max(T, 1e-6)"},
+    "seed_hashed": {"key=seed": "seed=seed"},
+    "first_temperature": {"temperature.tolist()": "[temperature[:1].sum().item()] * len(logits)"},
     "int32": {"dtype=torch.long": "dtype=torch.int32"},
 }  # fmt: skip
 
@@ -479,7 +513,10 @@ def stacked(logits, temperature, keys):
     return torch.where(logits.isnan().any(1), -1, score.argmax(1))
 
 
-STACKED = {"nobody_fails": {"np.array(noise).reshape(-1, V)": "np.stack(noise)"}}
+STACKED = {
+    "nobody_fails": {"np.array(noise).reshape(-1, V)": "np.stack(noise)"},
+    "nan_wins": {"torch.where(logits.isnan().any(1), -1, score.argmax(1))": "score.argmax(1)"},
+}
 
 # ---------------------------------------------------------------------------------------------------------- quantile
 
@@ -525,6 +562,8 @@ QUANTILE = {
     "bare_number": {f"{INSIDE}, lower, upper": INSIDE, "return lower, lower, upper": "return lower"},
     "any_q": {"q <= 0 or q > 1": "False", "/ (count - below)": "/ (count - below or 1)"},
     "one_refused": {"q <= 0 or q > 1": "q < 0 or q >= 1", "/ (count - below)": "/ (count - below or 1)"},
+    "wraps_around": {"lower, below = 0.0, 0": "lower, below = edges[-1], 0"},
+    "numpys_rank": {"rank = q * total": "rank = q * (total - 1)"},
     "other_edges": {f"{INSIDE}, lower, upper": f"{INSIDE}, upper - lower, upper"},
 }  # fmt: skip
 

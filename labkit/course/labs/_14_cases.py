@@ -59,7 +59,10 @@ def events_cases(seed: int) -> list[Case]:
         case("the mark comes in two chunks", [b"data: a\n\ndata: [DO", b"NE]\n\n", b"data: b\n\n"]),
         whole("the line breaks within an event", plain + "data: half\n"),
         whole("characters that some take for the end of a line", strange),
-        whole("an answer that speaks of [DONE]", "data: [DONE] and more\n\ndata: b\n\n"),
+        whole("an answer that speaks of [DONE]", "data: [DONE] and more\n\ndata: then [DONE]\n\ndata: b\n\n"),
+        whole("a line of an event is [DONE]", "data: say\ndata: [DONE]\n\ndata: b\n\n"),
+        whole("a line that is nearly empty", "data: a\n \ndata: b\n\n"),
+        whole("fields whose names are nearly data", "data: a\n data: 1\nDATA: 2\n\n"),
         case("nothing at all", []),
     ]
 
@@ -143,6 +146,7 @@ def admit_cases(seed: int) -> list[Case]:
         Case((200.0, 0.0, 200, 50.0, 1000), label="exactly what is there"),
         Case((0.0, 0.0, 1, 50.0, 1000), label="empty: less than a second to wait"),
         Case((0.0, 0.0, 1000, 0.5, 1000), label="a slow tap"),
+        Case((100.0, 0.03, 150, 50.0, 1000), label="a part of a token has flowed in"),
         Case((level, 0.25, cost, rate, burst), label="drawn"),
         Case((level, 20.0, cost, rate, burst), label="drawn, later"),
         Case((1000.0, 5.0, 1001, 50.0, 1000), label="more than the bucket holds: ValueError"),
@@ -167,9 +171,12 @@ def draw_cases(seed: int) -> list[Case]:
     broken = logits.clone()
     broken[2, 7] = nan
     broken[4] = nan
+    close = flat.clone()
+    close[:, 5] = 1e-6
     steps = torch.stack([torch.tensor([3, 0, i]) for i in range(12)])
     return [
         Case((logits[:2], torch.zeros(2), keys[:2]), label="greedy"),
+        Case((close, torch.zeros(6), keys), label="greedy, one token is better by a millionth"),
         Case((flat[:1], ones[:1], keys[:1]), label="one row, all tokens equally likely"),
         Case((logits[:1], ones[:1], keys[:1]), label="one row"),
         Case((logits, ones, keys), label="six rows: the same token for the first"),

@@ -51,7 +51,7 @@ CHARTS = {
     "C": (
         "endless queue",
         "On this chart look at the rush and the minute after it: who waits, and for how long?",
-        "Yes. Half a minute after the rush people still wait behind those who came in it, some of whom have gone. "
+        "Yes. Twenty seconds after the rush people still wait behind those who came in it, some of whom have gone. "
         "The healthy twin turned some away, at once, and kept its promise to the others.",
     ),
     "D": (

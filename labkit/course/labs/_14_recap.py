@@ -36,7 +36,7 @@ QUESTIONS = (
                 right=True,
             ),
             Choice("The server's highest throughput", "With enough of them at once, it sees that quite well."),
-            Choice("Errors", "It sees those as well as any other."),
+            Choice("How long an answer takes once it has begun", "It sees that as well as any other."),
         ),
     ),
     Question(

@@ -105,7 +105,7 @@ STOPS = (
 
 _RELAY = {
     "only_when_it_ends": "Blocks stay held when the reader leaves: what stands after the loop is never reached then. "
-    "The generator is closed at its `yield`; only `finally` is sure to run.",
+    "The generator is closed at its `yield`; only `finally` is sure to run, and `cancel` only with its parentheses.",
     "only_after_errors": "Blocks stay held when the reader leaves. `except Exception` sees neither GeneratorExit nor "
     "CancelledError: both are above it. `finally` sees everything.",
     "only_when_closed": "Blocks stay held when the task is cancelled, or the engine fails: there are several ways to "

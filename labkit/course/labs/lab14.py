@@ -1,7 +1,8 @@
 """Lab 14: an engine behind a server. Its exercises and words that help.
 
 What they are tested on lies in `_14_cases`, right answers in `_14_answers`, the mistakes that their checks know in
-`_14_stream_words` and `_14_words`, as `_14_stream_mistakes` and `_14_mistakes` make them.
+`_14_stream_words` and `_14_words`, as `_14_stream_mistakes` and `_14_mistakes` make them; more in
+`_14_more_mistakes`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from labkit.course.exercise import Exercise, Oracle
 from labkit.course.labs import Lab
 from labkit.course.labs import _14_answers as right
 from labkit.course.labs import _14_cases as inputs
+from labkit.course.labs import _14_more_mistakes as more
 from labkit.course.labs import _14_oracles as theirs
 from labkit.course.labs import _14_stream_words as streams
 from labkit.course.labs import _14_words as words
@@ -34,7 +36,7 @@ EVENTS = Exercise(
         'value.removeprefix(b" ").decode()); elif not line and data: text, data = "\\n".join(data), []; return if '
         "text is [DONE], else yield text.",
     ),
-    mistakes=streams.EVENTS,
+    mistakes=(*streams.EVENTS, *more.EVENTS),
     oracle=Oracle("the openai client's decoder", theirs.events, fits=theirs.events_fit, needs="openai"),
 )
 
@@ -58,7 +60,7 @@ UNTIL_STOP = Exercise(
         "n for s in stops for n in range(len(s)) if held.endswith(s[:n])), default=0); yield held[: len(held) - keep]; "
         "held = held[len(held) - keep :]. After all pieces: yield held.",
     ),
-    mistakes=streams.STOPS,
+    mistakes=(*more.STOPS, *streams.STOPS),
     oracle=Oracle("partial matches of `regex`", theirs.until_stop, fits=theirs.stop_fits, needs="regex"),
 )
 
@@ -79,7 +81,7 @@ RELAY = Exercise(
         '\\n\\n"; yield "data: [DONE]\\n\\n"; except RuntimeError as error: yield f"data: {json.dumps({\'error\': {'
         "'message': str(error), 'type': 'server_error'}})}\\n\\n\"; finally: answer.cancel().",
     ),
-    mistakes=streams.RELAY,
+    mistakes=(*streams.RELAY, *more.RELAY),
 )
 
 ADMIT = Exercise(
@@ -98,7 +100,7 @@ ADMIT = Exercise(
         "if cost > burst: raise ValueError(…); level = min(burst, level + rate * elapsed); if cost <= level: return "
         "level - cost, 0; return level, math.ceil((cost - level) / rate).",
     ),
-    mistakes=words.ADMIT,
+    mistakes=(*words.ADMIT, *more.ADMIT),
 )
 
 DRAW = Exercise(
@@ -118,7 +120,7 @@ DRAW = Exercise(
         "torch.from_numpy(…random(len(score))); score = score / temperature_N[n] - (-u.log()).log(); ids[n] = -1 if "
         "score.isnan().any() else score.argmax().",
     ),
-    mistakes=words.DRAW,
+    mistakes=(*more.DRAW, *words.DRAW),
     oracle=Oracle("the inverse of torch's Gumbel distribution", theirs.draw),
 )
 
@@ -142,7 +144,7 @@ QUANTILE = Exercise(
         "below) / (counts[at] - below) * (edges[at] - lower), lower, edges[at]. Before: ValueError for a q outside, "
         "three NaN for no observations.",
     ),
-    mistakes=words.QUANTILE,
+    mistakes=(*words.QUANTILE, *more.QUANTILE),
     oracle=Oracle("numpy.interp", theirs.quantile, fits=theirs.quantile_fits),
 )
 
