@@ -338,8 +338,8 @@ display(Markdown(head + "\n".join(table)))
 
 # %% [markdown]
 # - **On the right**, the last column of a short row is padding, and its logits follow padding. It could be made to
-#   work: read the first token off each row's own last column, and go on counting from there. The usual `generate` does
-#   neither; nor do we, since one layout is enough.
+#   work: read the first token off each row's own last column. The usual `generate` does not; nor do we, since one
+#   layout is enough.
 # - **Without a mask** every token looks at the padding, as if somebody had written it.
 # - **Columns counted** as positions does no harm here: rotary positions only enter as differences (lab 05), and all of
 #   a row's shift by the same. In a model with a *table* of positions it would.
@@ -399,7 +399,7 @@ print("from lengths", mask.tolist())
 # %% [markdown]
 # Here is the workload that the whole course uses for serving: prompts lognormal(5.0, 0.8) between 16 and 1024 tokens,
 # answers lognormal(4.5, 0.7) between 8 and 256. Many short ones and a few long ones; real traffic looks like that, with
-# other numbers.
+# other numbers. (An answer that would be longer is cut at 256, hence the last bar on the right.)
 
 # %%
 lengths = lognormal_lengths(256, seed)
@@ -604,7 +604,8 @@ display(fig)
 
 # %% [markdown]
 # And it helps with prompts only. How long will an answer be? Nobody knows. Whole requests again, prompt and answer, 16
-# to a batch, in buckets as above: what share of the FLOPs is still for nobody?
+# to a batch. The buckets are coarser now, with fixed edges (prompts of up to 16 tokens, up to 32, 64, … 512, and longer
+# ones), so that nobody has to be sorted. What share of the FLOPs is still for nobody?
 
 # %%
 p_bucket = predict("12.bucket_waste", "Buckets of prompts: share of all FLOPs that nobody needs?", 0, 100, "%")
@@ -1127,9 +1128,9 @@ display(figures.bars_with_spread({name: [row[1]] for name, row in rows.items()},
 
 # %% [markdown]
 # Each sequence reads its own blocks at its own positions, whoever stands beside it. What still may differ is rounding:
-# a product with other rows beside it may be summed in another order. In float32 that moves a logit by a millionth, and
-# an answer only where two tokens are as good as equal. In bfloat16 such ties are common, and two right engines may then
-# part.
+# a product with other rows beside it may be summed in another order. In float32 that moves a logit in its sixth or
+# seventh digit, and an answer only where two tokens are as good as equal. In bfloat16 such ties are common, and two
+# right engines may then part.
 
 # %% [markdown]
 # The engine with hardly any memory once more, recorded while it works. Watch a sequence lose its blocks, wait, and
@@ -1144,7 +1145,7 @@ answer_all(engine, requests)
 display(show.BatchTimeline(recording.timeline("hardly any memory")))
 
 # %% [markdown]
-# Two faults would show in this table and nowhere else: a row that reads a neighbour's block, and a block that is given
+# Two faults would show in the table of answers and nowhere else: a row that reads a neighbour's block, and a block that is given
 # away while somebody still needs it. That is why "the same as alone" is a test, and a good one.
 
 # %% [markdown]
@@ -1365,8 +1366,8 @@ curves |= {"gap, 99 %": [gap for _, gap in by_budget.values()]}
 display(figures.cost_curve(BUDGETS, curves, "tokens of a step at most", "seconds"))
 
 # %% [markdown]
-# The budget shifts waiting between those who read already and those who have just come. Too small a one makes more
-# steps, each with its fixed time, and then both wait.
+# The budget shifts waiting between those who read already and those who have just come. Too small a one cuts a prompt
+# into many steps, each with its fixed time: the gaps hardly get shorter any more, and first tokens wait long.
 
 # %% [markdown]
 # ## 9 · The ladder, measured
@@ -1434,7 +1435,8 @@ display(Markdown(head + "\n".join(table) + f"\n\n{MEASURED} requests, {sum(c for
 
 # %% [markdown]
 # What is compared has its own settings: the block sizes, the largest step, what is compiled and what is captured in a
-# graph. Both engines had the same budget of tokens a step, and were called once before the clock ran.
+# graph. All three were called once before the clock ran. On a GPU both engines have the same budget of tokens a step; on
+# a CPU ours may take 128 and theirs 64.
 
 # %% [markdown]
 # Read all columns. In static batches gaps are even, since nobody comes in, and first tokens wait for whole batches. A

@@ -57,6 +57,11 @@ PADDED = {
     "reversed": {"torch.tensor(prompt)": "torch.tensor(prompt[::-1])"},
     "empty_accepted": {" or min(len(p) for p in prompts) == 0": "",
                        "    width =": "    prompts = [p if p else [pad] for p in prompts]\n    width ="},
+    "positions_from_ids": {
+        "return ids, mask, positions": "return ids, mask, ((ids != pad).long().cumsum(1) - 1).clamp(0)"
+    },
+    "one_at_padding": {"return ids, mask, positions": "return ids, mask, positions.masked_fill(mask == 0, 1)"},
+    "by_length": {"    width =": "    prompts = sorted(prompts, key=len)\n    width ="},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------ bucket
@@ -98,6 +103,10 @@ ALIKE = {
     "in_order_inside": {"found.append(order[:end])": "found.append(sorted(order[:end]))"},
     "lengths_returned": {"found.append(order[:end])": "found.append([lengths[i] for i in order[:end]])"},
     "last_lost": {"return found": "return found[:-1]"},
+    "before_joining": {BOUND: "lengths[order[end - 1]] * (100 - percent) <= 100 * first"},
+    "whole_percents": {BOUND: "(lengths[order[end]] - first) * 100 // lengths[order[end]] <= percent"},
+    "first_of_equals": {"[i for _, i in sorted((length, i) for i, length in enumerate(lengths))]":
+                        "[lengths.index(length) for length in sorted(lengths)]"},
 }  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------------- next_step
@@ -192,6 +201,26 @@ PLANNED = {
     "rounded_down": {'(new["tokens"] + size - 1) // size': 'new["tokens"] // size'},
     "a_block_more": {'(new["tokens"] + size - 1) // size': 'new["tokens"] // size + 1'},
     "blocks_of_the_chunk": {'(new["tokens"] + size - 1) // size': '(min(new["tokens"], left) + size - 1) // size'},
+    "block_not_taken": {"            free -= 1\n": ""},
+    "starts_take_nothing": {"        free -= blocks\n": ""},
+    "still_computes": {'            if now["id"] in sent_back:\n                break\n': ""},
+    "sent_back_goes_on": {"    later = []\n": "    later = []\n    begun = [(s['id'], s['tokens'] - s['computed'], s) "
+                          "for s in running if s['tokens'] - s['computed'] > 1]\n"},
+    "ends_with_the_last": {'in sent_back:\n                break': 'in sent_back:\n                '
+                           'return decoded, sent_back, free'},
+    "running_counted": {"        left -= 1\n": "", "    later = []\n": "    left -= len(running)\n    later = []\n"},
+    "in_order_of_running": {"return decoded + later": "where = [s['id'] for s in [*running, *waiting]]\n    "
+                            "return sorted(decoded + later, key=lambda chunk: where.index(chunk[0]))"},
+    "decoding_preempted": {"in sent_back:\n                break": "in sent_back:\n                index -= 1\n"
+                           "                continue",
+                           "queue.pop(-1)": "queue.pop(max(i for i, s in enumerate(queue) if s['tokens'] - "
+                           "s['computed'] == 1))"},
+    "prompts_preempted": {"queue.pop(-1)": "queue.pop(max(range(index - 1, len(queue)), key=lambda i: "
+                          "(queue[i]['tokens'] - queue[i]['computed'] > 1, i)))"},
+    "back_at_once": {"    for new in waiting:": "    for new in [*(s for id in sent_back for s in running if s['id'] "
+                     "== id), *waiting]:", "if sent_back or left": "if left"},
+    "multiples": {'now["computed"] == now["blocks"] * size': 'now["computed"] % size == 0'},
+    "begun_decodes": {"if rest > 1:": "if now['computed'] == 0:"},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------------- place
@@ -238,6 +267,15 @@ WRITTEN = {
     "grows": {'raise ValueError("full")': "free = [len(holders)]\n        holders.append(0)"},
     "takes_anothers": {'raise ValueError("full")':
                        "free = [holders.index(min(holders))]\n        holders[free[0]] = 0"},
+    "last_block": {"which = position // size": "which = max(position // size, len(table) - 1)"},
+    "copy_in_rows": {"(old, fresh)": "(old * size, fresh * size)"},
+    "added_on_copy": {"table[which] = fresh": "table.append(fresh)"},
+    "new_is_copied": {"[*table, fresh], holders, None": "[*table, fresh], holders, (None, fresh)"},
+    "zero_is_none": {"free = [block for block in range(len(holders)) if not holders[block]]":
+                     "free = [next((block for block in range(len(holders)) if not holders[block]), None)]",
+                     "if not free:": "if not free[0]:"},
+    "refuses_early": {"    which = position // size\n": "    which = position // size\n    if 0 not in holders:\n "
+                      "       raise ValueError('full')\n"},
 }  # fmt: skip
 
 # --------------------------------------------------------------------------------------------------- paged_attention
@@ -345,6 +383,9 @@ WAITS = {
     "one_further": {NEXT: "values[min(len(values) * percent // 100, len(values) - 1)]"},
     "rounded_down": {NEXT: "values[max(0, len(values) * percent // 100 - 1)]"},
     "float_rank": {NEXT: "values[math.ceil(len(values) * (percent / 100)) - 1]"},
+    "zeros_left_out": {"for i in range(1, len(seconds))]": "for i in range(1, len(seconds)) if seconds[i] > "
+                       "seconds[i - 1]]"},
+    "each_once": {"values = sorted(values)": "values = sorted(set(values))"},
 }  # fmt: skip
 
 NEAR_MISSES = {

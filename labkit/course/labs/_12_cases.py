@@ -42,6 +42,9 @@ def bucket_cases(seed: int) -> list[Case]:
         Case(([9, 5, 8, 6, 7, 5], 4, 0), label="no padding at all"),
         Case(([5, 6, 7, 8, 9, 10, 11, 12, 13], 9, 25), label="lengths that rise slowly"),
         Case(([30, 10, 20, 30, 10, 20, 30], 2, 50), label="full before it is too wide"),
+        Case(([139, 200], 4, 30), label="half a per cent too much"),
+        Case(([18, 25], 4, 28), label="7 of 25 are padding: 28 per cent"),
+        Case(([21, 50], 4, 58), label="29 of 50 are padding: 58 per cent"),
         Case(([64], 4, 20), label="one request"),
         Case(([], 4, 20), label="no request"),
         Case((many, 8, 40), label="twenty-four requests, batches of eight"),
@@ -92,6 +95,12 @@ def step_cases(seed: int) -> list[Case]:
              label="four that all need a block"),
         Case(([_at("a", 9, 8, 2), _at("p", 12, 4, 3)], new, 0, 16, 4), label="a prompt that has begun goes"),
         Case(([_at("a", 5, 4, 1), _at("b", 5, 4, 1)], [_at("w", 4, 0, 0)], 2, 16, 4), label="the last free blocks"),
+        Case(([_at("a", 9, 8, 2), _at("p", 12, 4, 3), _at("c", 7, 6, 2)], new, 0, 16, 4),
+             label="a prompt has begun, and one behind it decodes"),
+        Case(([_at("a", 5, 4, 1), _at("b", 5, 4, 1), _at("c", 18, 17, 5), _at("d", 4, 3, 1)], new, 0, 16, 4),
+             label="two go, and then much is free"),
+        Case(([_at("p", 12, 4, 3), _at("a", 9, 8, 2)], new, 0, 16, 4), label="the last one goes, a prompt goes on"),
+        Case(([_at("a", 7, 6, 2)], new, 9, 2, 4), label="one token of the budget is left"),
         drawn(4, 0, 16),
         drawn(4, 1, 9),
         drawn(3, 5, 12),
@@ -120,7 +129,10 @@ def place_cases(seed: int) -> list[Case]:
         Case((6, blocks[:2], counted, 3), label="twelve blocks, a new one"),
         Case((4, [1], [1, 2, 1], 4), label="none is free for a new block: ValueError"),
         Case((1, [1], [1, 2, 1], 4), label="none is free for a copy: ValueError"),
+        Case((1, [1], [1, 2, 0], 4), label="the last free block"),
         Case((2, [1], [1, 1, 1], 4), label="none is free and none is needed"),
+        Case((2, [3, 1], [0, 1, 0, 1], 4), label="the table reaches further"),
+        Case((5, [3, 1, 0], [1, 2, 0, 2], 4), label="the table reaches further than a shared block"),
     ]
 
 
@@ -177,11 +189,14 @@ def latency_cases(seed: int) -> list[Case]:
         return arrived, sorted(tokens)
 
     few = {"a": 1.0, "b": 2.0}, [(1.5, "a"), (2.0, "a"), (2.25, "b"), (2.5, "a"), (3.5, "b")]
+    at_once = {"a": 0.0, "b": 0.75}, [(0.0, "a"), (0.5, "a"), (0.5, "a"), (1.0, "b"), (1.25, "b"), (1.5, "b")]
     apart = {f"r{i}": float(i) for i in range(10)}
     firsts = [(i + 0.5 + 0.125 * i, f"r{i}") for i in range(10)]
     return [
         Case((*few, 50), label="two requests, the median"),
         Case((*few, 100), label="two requests, the longest"),
+        Case((*at_once, 75), label="a clock that begins at 0, and two tokens at once"),
+        Case(({"a": 0.0}, [(0.5, "a"), (0.75, "a"), (1.0, "a"), (2.0, "a")], 60), label="two gaps that are equal"),
         Case((apart, firsts, 90), label="ten requests of one token"),
         Case(({"a": 1.0, "b": 1.25, "c": 3.0}, [(2.0, "a"), (2.0, "b"), (2.5, "a")], 75), label="one has no token yet"),
         Case(({"a": 1.0}, [], 50), label="nobody has a token"),

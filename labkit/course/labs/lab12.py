@@ -1,7 +1,8 @@
 """Lab 12: batching, from padding to a paged cache. Its exercises and words that help.
 
 What they are tested on lies in `_12_cases`, right answers in `_12_answers`, the mistakes that their checks know in
-`_12_words` and `_12_book_words`, as `_12_mistakes` and `_12_book_mistakes` make them.
+`_12_words`, `_12_book_words` and `_12_more_words`, as `_12_mistakes`, `_12_book_mistakes` and `_12_more_mistakes` make
+them.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 from labkit.course.exercise import Exercise, Oracle
 from labkit.course.labs import Lab
 from labkit.course.labs import _12_answers as right
-from labkit.course.labs import _12_book_words as more
 from labkit.course.labs import _12_cases as inputs
+from labkit.course.labs import _12_more_words as more
 from labkit.course.labs import _12_oracles as theirs
 from labkit.course.labs import _12_words as words
 from labkit.course.labs._12_recap import QUESTIONS
@@ -31,7 +32,7 @@ LEFT_PAD = Exercise(
         " the mask likewise with 0 and 1; positions = (mask.cumsum(1) - 1).clamp(min=0). Before: ValueError if not "
         "prompts or not all(prompts).",
     ),
-    mistakes=words.LEFT_PAD,
+    mistakes=more.LEFT_PAD,
     oracle=Oracle("transformers' tokenizer and the positions of its generate", theirs.left_pad, theirs.no_refusal),
 )
 
