@@ -1145,8 +1145,8 @@ answer_all(engine, requests)
 display(show.BatchTimeline(recording.timeline("hardly any memory")))
 
 # %% [markdown]
-# Two faults would show in the table of answers and nowhere else: a row that reads a neighbour's block, and a block that is given
-# away while somebody still needs it. That is why "the same as alone" is a test, and a good one.
+# Two faults would show in the table of answers and nowhere else: a row that reads a neighbour's block, and a block that
+# is given away while somebody still needs it. That is why "the same as alone" is a test, and a good one.
 
 # %% [markdown]
 # ### Those that we did not write
@@ -1435,8 +1435,8 @@ display(Markdown(head + "\n".join(table) + f"\n\n{MEASURED} requests, {sum(c for
 
 # %% [markdown]
 # What is compared has its own settings: the block sizes, the largest step, what is compiled and what is captured in a
-# graph. All three were called once before the clock ran. On a GPU both engines have the same budget of tokens a step; on
-# a CPU ours may take 128 and theirs 64.
+# graph. All three were called once before the clock ran. On a GPU both engines have the same budget of tokens a step;
+# on a CPU ours may take 128 and theirs 64.
 
 # %% [markdown]
 # Read all columns. In static batches gaps are even, since nobody comes in, and first tokens wait for whole batches. A
