@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -83,10 +84,11 @@ def run(
 
 def line(found: Run) -> str:
     """One run in words."""
-    from labkit.serve.race import at
+    from labkit.serve.scheduler.simulate import Spread
 
-    waits = " / ".join(f"{1e3 * at(found.ttft, share):.0f}" for share in (0.5, 0.99))
-    gaps = " / ".join(f"{1e3 * at(found.gaps, share):.1f}" for share in (0.5, 0.99, 1.0))
+    ttft, between = Spread(Counter(found.ttft)), Spread(Counter(found.gaps))
+    waits = " / ".join(f"{1e3 * ttft.at(share):.0f}" for share in (0.5, 0.99))
+    gaps = " / ".join(f"{1e3 * between.at(share):.1f}" for share in (0.5, 0.99, 1.0))
     return (
         f"{found.name}, {found.together} at a time: {found.tokens} tokens in {found.seconds:.2f} s, "
         f"{found.tokens_per_second:,.0f} a second; first token {waits} ms (median, p99), between tokens {gaps} ms "

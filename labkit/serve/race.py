@@ -51,15 +51,6 @@ class Run:
         return Run(name, together, ended - began, sum(map(len, times)), tuple(ttft), tuple(gaps))
 
 
-def at(values: Sequence[float], share: float) -> float:
-    """The smallest of rising values that this share of them do not exceed; NaN if there are none.
-
-    >>> at((1.0, 2.0, 3.0, 4.0), 0.5)
-    2.0
-    """
-    return values[max(0, -int(-len(values) * share // 1) - 1)] if values else float("nan")
-
-
 def workload(count: int, vocab_size: int, seed: int = 0, *, shrink: int = 1) -> Work:
     """Requests with the course's lengths (`lognormal_lengths`), divided by `shrink`, of tokens drawn at random."""
     draw = random.Random(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from typer.testing import CliRunner
 
 from labkit.course import cli
 from labkit.course.bench_serving import line
-from labkit.serve.race import Run, at, our_engine, ours, shape, workload
+from labkit.serve.race import Run, our_engine, ours, shape, workload
+from labkit.serve.scheduler.simulate import Spread
 
 CPU = torch.device("cpu")
 
@@ -52,7 +54,7 @@ def test_a_run_in_words():
         "labkit, 2 at a time: 4 tokens in 2.00 s, 2 a second; first token 500 / 1000 ms (median, p99), between tokens "
         "100.0 / 400.0 / 400.0 ms (median, p99, longest)"
     )
-    assert [at((1.0, 2.0, 3.0), share) for share in (0.01, 1 / 3, 0.34, 1.0)] == [1.0, 1.0, 2.0, 3.0]
+    assert [Spread(Counter((1.0, 2.0, 3.0))).at(share) for share in (0.01, 1 / 3, 0.34, 1.0)] == [1.0, 1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,10 @@ class Limits:
                 "sequence takes at least one token of a step: raise the one or lower the other"
             )
 
+    def full(self, waiting: int, waiting_tokens: int, tokens: int) -> bool:
+        """Whether a queue of so many sequences, of so many tokens, has no room for one of `tokens` more."""
+        return waiting >= self.max_waiting or (waiting > 0 and waiting_tokens + tokens > self.max_waiting_tokens)
+
     def fit(self, prompt: int, max_tokens: int) -> None:
         """Raise ValueError if such a sequence could not run even alone. The last token is never computed."""
         if prompt + max_tokens > self.max_context:

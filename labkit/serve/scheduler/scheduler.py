@@ -84,9 +84,8 @@ class Scheduler:
             raise ValueError(f"sequence {sequence.id!r} was added before; make a new one")
         self._need_new(sequence.id)
         self.limits.fit(len(sequence.prompt), sequence.max_tokens)
-        tokens = self.waiting_tokens + len(sequence.prompt) + sequence.max_tokens
-        crowded = len(self.waiting) >= self.limits.max_waiting
-        if not insist and (crowded or (self.waiting and tokens > self.limits.max_waiting_tokens)):
+        tokens = len(sequence.prompt) + sequence.max_tokens
+        if not insist and self.limits.full(len(self.waiting), self.waiting_tokens, tokens):
             raise Full(f"{len(self.waiting)} sequences of {self.waiting_tokens} tokens wait; try again later")
         self._enter(sequence, sequence.arrival + self.limits.patience * sequence.priority)
         self._wait(sequence)

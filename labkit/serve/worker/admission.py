@@ -40,8 +40,5 @@ def need_room(limits: Limits | None, load: Load, size: int) -> None:
         load: with all that wait.
         size: tokens of the new one's prompt and longest answer.
     """
-    if limits is None:
-        return
-    tokens = load.waiting_tokens + size
-    if load.waiting >= limits.max_waiting or (load.waiting and tokens > limits.max_waiting_tokens):
+    if limits is not None and limits.full(load.waiting, load.waiting_tokens, size):
         raise Full(f"{load.waiting} requests of {load.waiting_tokens} tokens wait; try again later")
