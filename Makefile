@@ -79,13 +79,14 @@ $(STAMP_PEERS): Makefile | $(STAMP_TEST)
 	  --target $(VENV)/peers $(PEERS)
 	@touch $@
 
-# Three programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.
-system: ## install Chromium, bubblewrap and promtool where possible, else say which tests are skipped
+# Programs that pip cannot bring. Without them some tests are skipped, unless LABKIT_REQUIRE names them.
+system: ## install Chromium, bubblewrap and Prometheus where possible, else say which tests are skipped
 	@missing=""; \
 	command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
 	  || missing="$$missing chromium"; \
 	command -v bwrap >/dev/null || missing="$$missing bubblewrap"; \
 	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v amtool >/dev/null || missing="$$missing prometheus-alertmanager"; \
 	[ -n "$$missing" ] || exit 0; \
 	if [ "$$(id -u)" = 0 ]; then root=""; \
 	elif sudo -n true >/dev/null 2>&1; then root="sudo -n"; else root="no"; fi; \
@@ -97,7 +98,8 @@ system: ## install Chromium, bubblewrap and promtool where possible, else say wh
 	fi; \
 	case "$$missing" in *chromium*) echo "! no Chromium: tests marked 'browser' will be skipped (install chromium)";; esac; \
 	case "$$missing" in *bubblewrap*) echo "! no bubblewrap: tests marked 'sandbox' will be skipped (install bubblewrap)";; esac; \
-	case "$$missing" in *prometheus*) echo "! no promtool: tests marked 'prometheus' will be skipped (install prometheus)";; esac
+	case "$$missing" in *prometheus*) \
+	  echo "! no Prometheus: tests marked 'prometheus' will be skipped (install prometheus, prometheus-alertmanager)";; esac
 
 format: setup-test ## mend style and format where ruff can
 	@$(BIN)/ruff check --fix .

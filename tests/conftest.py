@@ -53,8 +53,13 @@ def colab_missing() -> str:
 
 
 def prometheus_missing() -> str:
-    """Why Prometheus' own checker cannot be asked; empty if it can."""
-    return "" if shutil.which("promtool") else "no promtool on this machine (install prometheus)"
+    """Why Prometheus, Alertmanager and their checkers cannot be asked; empty if they can."""
+    missing = [name for name in ("prometheus", "promtool", "amtool") if not shutil.which(name)]
+    if not any(shutil.which(name) for name in ("prometheus-alertmanager", "alertmanager")):
+        missing.append("alertmanager")
+    if not missing:
+        return ""
+    return f"no {', '.join(missing)} on this machine (install prometheus and prometheus-alertmanager)"
 
 
 def gpu_missing() -> str:

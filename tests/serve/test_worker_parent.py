@@ -103,8 +103,8 @@ def test_a_pipe_that_ends_is_enough_to_end_the_child():
 
 
 def test_what_was_on_its_way_at_the_death_is_heard_first(tmp_path):
-    """The reader sleeps while the child says all it has to say and dies."""
-    faults = [Fault("slow", 1, at=300), Fault("die", 1, at=301)]
+    """The reader sleeps while the child says all it has to say, and time enough later dies."""
+    faults = [Fault("slow", 1, at=301), Fault("die", 1, at=301)]
     child = Link(Spec("standin_engine:build", {"faults": faults, "folder": str(tmp_path)}), 0.1, None)
 
     def done(message):
