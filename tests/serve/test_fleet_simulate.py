@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from labkit.serve.fleet.autoscale import Autoscale
 from labkit.serve.fleet.policies import POLICIES, policy
 from labkit.serve.fleet.queueing import erlang_c, mean_seconds, mean_wait, share_as_long
-from labkit.serve.fleet.replica import Call, Engine
 from labkit.serve.fleet.simulate import Dies, Router, Slow, simulate_fleet
+from labkit.serve.fleet.simulated import Call, Engine
 from labkit.serve.fleet.traffic import traffic
 
 PLAIN = {"prefill": 0.0, "decode": 1e-3, "cache": 0}

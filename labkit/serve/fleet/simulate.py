@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from labkit.core.whole import need_whole
 from labkit.serve.fleet.autoscale import Autoscale, Scaler
 from labkit.serve.fleet.policies import Asked, NobodyReady, Policy
-from labkit.serve.fleet.replica import Call, Engine, Replica
 from labkit.serve.fleet.report import FleetReport, Tally
+from labkit.serve.fleet.simulated import Call, Engine, Replica
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import accumulate
 
 from labkit.core.whole import need_whole
-from labkit.serve.fleet.replica import Call
+from labkit.serve.fleet.simulated import Call
 from labkit.serve.workload import lognormal_lengths
 
 
