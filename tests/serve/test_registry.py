@@ -20,9 +20,9 @@ def registry(request, tmp_path):
 
 
 @pytest.fixture
-def model(tmp_path):
+def model(registry, tmp_path):
     folder = tmp_path / "model"
-    return folder, make_model(folder)
+    return folder, make_model(folder, part=registry.store.part_bytes)
 
 
 def test_what_is_pushed_is_what_is_pulled(registry, model, tmp_path):
@@ -129,7 +129,7 @@ def test_what_is_not_there_is_said_with_what_is(registry, model):
 def test_collection_keeps_what_aliases_and_their_rollbacks_name(registry, model, tmp_path):
     folder, _ = model
     for n in range(5):
-        make_model(folder, seed=n)
+        make_model(folder, n, registry.store.part_bytes)
         registry.push(NAME, folder)
     registry.alias(NAME, "prod", "v1")
     registry.alias(NAME, "prod", "v3")

@@ -5,7 +5,7 @@ A version is a manifest (`versions/v3.json`) that names its files by SHA-256; th
 names one version and keeps what it named before.
 """
 
-from labkit.serve.registry.errors import Damaged, Interrupted, Lost, Missing, Moved, Unfit
+from labkit.serve.registry.errors import Damaged, Interrupted, Lost, Missing, Moved, Refused, Unfit
 from labkit.serve.registry.home import default_cache, default_store
 from labkit.serve.registry.manifest import Shard, Version
 from labkit.serve.registry.names import split
@@ -19,6 +19,7 @@ __all__ = [
     "Lost",
     "Missing",
     "Moved",
+    "Refused",
     "Registry",
     "Shard",
     "Unfit",

@@ -28,3 +28,7 @@ class Interrupted(RuntimeError):
 
 class Unfit(RuntimeError):
     """The store cannot hold a registry, for example because it ignores the conditions of a write."""
+
+
+class Refused(RuntimeError):
+    """The store does not let us do this: no credentials, wrong ones, or no right to it."""

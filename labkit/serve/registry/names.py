@@ -66,6 +66,12 @@ def split(text: str) -> tuple[str, str]:
     return need_model(name), ref or LATEST
 
 
+def need_prefix(part: str, uri: str) -> None:
+    """Raise ValueError unless a part of a store's prefix is of letters, digits, `.`, `_`, `-`, and not all dots."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]+", part) or not part.strip("."):
+        raise ValueError(f"{uri!r} is no store: its prefix holds {part!r}; use letters, digits, '.', '_' and '-'")
+
+
 def need_path(path: object) -> str:
     """A file's path inside of a version, or ValueError; what passes stays inside of any folder on any system.
 

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from labkit.serve.registry import names
 from labkit.serve.registry.folder_store import FolderStore
 from labkit.serve.registry.home import default_store
 from labkit.serve.registry.registry import Registry
+from labkit.serve.registry.s3_store import S3Store
 
 
 def open_registry(uri: str | os.PathLike[str] | None = None) -> Registry:
@@ -30,4 +32,9 @@ def open_registry(uri: str | os.PathLike[str] | None = None) -> Registry:
         raise ValueError(f"{text!r} holds more than a place; credentials go into boto3's own variables and files")
     if parts.scheme == "file" and parts.netloc in ("", "localhost") and parts.path:
         return Registry(FolderStore(Path(unquote(parts.path))))
+    if parts.scheme == "s3" and parts.netloc:
+        prefix = unquote(parts.path).strip("/")
+        for part in prefix.split("/") if prefix else ():
+            names.need_prefix(part, text)
+        return Registry(S3Store(parts.netloc, prefix))
     raise ValueError(f"{text!r} is no store; give s3://bucket/prefix, file:///path or a path")

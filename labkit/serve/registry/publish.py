@@ -18,7 +18,7 @@ from labkit.serve.registry.plan import Plan, plan
 from labkit.serve.registry.store import Store
 from labkit.serve.registry.together import together
 
-THREADS = 4
+THREADS = 2  # files; each of them is sent in several parts at a time
 TRIES = 100  # of finding a free number among publishers who all publish at once
 
 
