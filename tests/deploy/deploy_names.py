@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
@@ -16,12 +17,13 @@ FLEET_DOC = (ROOT / "docs" / "fleet.md").read_text("utf-8")
 ENDINGS = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
 
 
-def of_the_server() -> set[str]:
+@functools.cache
+def of_the_server() -> frozenset[str]:
     """What a running `labkit serve` tells at /metrics."""
     backend = Scripted()
     backend.started = True
     families = Metrics(backend).registry.collect()
-    return {family.name + ending for family in families for ending in ENDINGS[family.type]}
+    return frozenset(family.name + ending for family in families for ending in ENDINGS[family.type])
 
 
 def of_the_fleet() -> set[str]:

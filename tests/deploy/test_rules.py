@@ -10,6 +10,8 @@ import pytest
 import yaml
 from deploy_names import FLEET_DOC, MONITORING, ROOT, named, of_the_fleet, of_the_server
 
+from labkit.serve.fleet.hastened import hastened
+
 RULES = [rule for group in yaml.safe_load((MONITORING / "rules.yml").read_text())["groups"] for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDED = {rule["record"] for rule in RULES if "record" in rule}
@@ -77,3 +79,15 @@ def test_an_alert_is_explained(name):
 
 def test_no_runbook_entry_is_left_over():
     assert set(re.findall(r"^### (Labkit\w+)", FLEET_DOC, re.MULTILINE)) == set(ALERTS)
+
+
+def test_faster_rules_are_the_same_but_for_the_time():
+    text = (MONITORING / "rules.yml").read_text("utf-8")
+    faster = hastened(text, 60)
+    assert "[5000ms]" in faster
+    assert "for: 600000ms" not in faster
+    assert not re.search(r"\[\d+[smhd]\]|for: \d+[smhd]$", faster, re.MULTILINE)
+    same = re.sub(r"\d+(ms|[smhd])\b", "T", faster)
+    assert same == re.sub(r"\d+(ms|[smhd])\b", "T", text)
+    with pytest.raises(ValueError, match="factor is 0"):
+        hastened(text, 0)
