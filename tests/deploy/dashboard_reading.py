@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from deploy_names import MONITORING
 
@@ -23,6 +24,6 @@ def filled(query: str) -> str:
     """
     for name, value in VALUES.items():
         query = query.replace(f"${name}", value).replace(f"${{{name}}}", value)
-    if "$" in query:
+    if re.search(r"\$[a-z_{]", query):
         raise ValueError(f"{query}: a variable is left")
     return query
