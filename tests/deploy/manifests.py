@@ -63,10 +63,21 @@ def faults(manifests: Sequence[Manifest]) -> list[str]:
 
 
 def pod_faults(pod: Manifest, manifests: Sequence[Manifest]) -> Iterator[str]:
-    """What does not fit in a pod: names, security, and each container."""
+    """What does not fit in a pod of `labkit serve`: its account, security, volumes, and each container."""
     there = {(each["kind"], each["metadata"]["name"]): each for each in manifests}
     if ("ServiceAccount", pod.get("serviceAccountName")) not in there:
         yield f"there is no ServiceAccount {pod.get('serviceAccountName')}"
+    yield from pod_security(pod)
+    for container in pod["containers"]:
+        yield from container_faults(container, there)
+        yield from _probe_faults(container)
+        ports = {port["containerPort"] for port in container.get("ports", ())}
+        yield from command_faults(script(container), ports)
+        yield from _ending(container, pod["terminationGracePeriodSeconds"])
+
+
+def pod_security(pod: Manifest) -> Iterator[str]:
+    """Rights that a pod should not have, and volumes that nobody mounts."""
     if pod.get("automountServiceAccountToken") is not False:
         yield "the pod carries a token"
     security = pod.get("securityContext", {})
@@ -78,12 +89,10 @@ def pod_faults(pod: Manifest, manifests: Sequence[Manifest]) -> Iterator[str]:
     mounted = {mount["name"] for each in pod["containers"] for mount in each.get("volumeMounts", ())}
     if volumes != mounted:
         yield f"volumes are {sorted(volumes)}, mounted are {sorted(mounted)}"
-    for container in pod["containers"]:
-        yield from _container_faults(container, there)
-        yield from _ending(container, pod["terminationGracePeriodSeconds"])
 
 
-def _container_faults(container: Manifest, there: Mapping[tuple[str, str], Manifest]) -> Iterator[str]:
+def container_faults(container: Manifest, there: Mapping[tuple[str, str], Manifest]) -> Iterator[str]:
+    """Rights, resources and variables of a container that are not as they should be."""
     security = container.get("securityContext", {})
     if security.get("allowPrivilegeEscalation") is not False or security.get("capabilities") != {"drop": ["ALL"]}:
         yield "the container may gain rights"
@@ -94,11 +103,6 @@ def _container_faults(container: Manifest, there: Mapping[tuple[str, str], Manif
         yield "requests and limits are not given"
     if resources["requests"].get("nvidia.com/gpu") != resources["limits"].get("nvidia.com/gpu"):
         yield "a GPU's request must equal its limit"
-    ports = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
-    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
-        got = container.get(name, {}).get("httpGet", {})
-        if got.get("path") not in routes() or got.get("port") not in ports:
-            yield f"{name} asks {got}, which the server does not answer"
     environment: set[str] = set()
     for entry in container.get("env", ()):
         environment.add(entry["name"])
@@ -114,7 +118,14 @@ def _container_faults(container: Manifest, there: Mapping[tuple[str, str], Manif
         else:
             environment |= set(config["data"])
     yield from (f"nobody reads {name}" for name in sorted(environment) if not is_read(name, script(container)))
-    yield from command_faults(script(container), set(ports.values()))
+
+
+def _probe_faults(container: Manifest) -> Iterator[str]:
+    ports = {port["name"]: port["containerPort"] for port in container.get("ports", ())}
+    for name in ("startupProbe", "readinessProbe", "livenessProbe"):
+        got = container.get(name, {}).get("httpGet", {})
+        if got.get("path") not in routes() or got.get("port") not in ports:
+            yield f"{name} asks {got}, which the server does not answer"
 
 
 def script(container: Manifest) -> str:
@@ -135,7 +146,7 @@ def command_faults(text: str, ports: set[int]) -> Iterator[str]:
     if not calls:
         yield "no labkit is called"
     for words in calls:
-        command: Any = typer.main.get_command(app)
+        command = program()
         while hasattr(command, "commands"):
             if not words or words[0] not in command.commands:
                 yield f"labkit has no command {' '.join(words[:1])}"
@@ -188,6 +199,12 @@ def _ports(each: Manifest) -> Iterator[str | int]:
 
 
 @functools.cache
+def program() -> Any:
+    """The command `labkit`, with all that is below it."""
+    return typer.main.get_command(app)
+
+
+@functools.cache
 def routes() -> frozenset[str]:
     """The paths that the server answers."""
     return frozenset(route.path for route in create_app(Scripted(), TEXT).routes)
@@ -213,5 +230,6 @@ def sources() -> str:
 
 def is_read(name: str, script: str) -> bool:
     """Whether a variable is used by the script, or by the program or its libraries."""
-    quoted = rf"[\"']{name}[\"']"
-    return bool(name == "HOME" or re.search(rf"\${{?{name}\b", script) or re.search(quoted, sources()))
+    if name == "HOME" or re.search(rf"\${{?{name}\b", script):
+        return True
+    return f'"{name}"' in sources() or f"'{name}'" in sources()

@@ -22,11 +22,14 @@ import pytest
         "server.model",
         "server.keys",
         "timeline",
+        "fleet.fleet",
+        "fleet.drill",
+        "fleet.seats",
+        "registry",
         "fleet.policies",
         "fleet.simulate",
         "fleet.queueing",
         "fleet.traffic",
-        "registry",
     ],
 )
 def test_counting_needs_no_torch(module):
