@@ -9,9 +9,10 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from werkzeug.serving import WSGIRequestHandler
@@ -22,28 +23,78 @@ KEYS = {"aws_access_key_id": "test", "aws_secret_access_key": "test", "region_na
 class Strict:
     """A WSGI application in front of moto's.
 
-    `tamper(environ)` may change a request; `log` holds method, path and query of all.
+    `tamper(environ)` may change a request; `log` holds method, path and query of all. After `cut(up=…)` or
+    `cut(down=…)` that many more bytes of bodies pass (towards the server, or from it); then the connection is broken in
+    the middle and nobody gets through until `mend()`.
     """
 
     def __init__(self, app: Any) -> None:
-        self._app, self._lock = app, threading.Lock()
+        self._app, self._lock, self._writing = app, threading.Lock(), threading.Lock()
         self.tamper = lambda environ: None
         self.log: list[tuple[str, str, str]] = []
+        self._left: dict[str, int | None] = {"up": None, "down": None}
+        self.received = 0
+
+    def cut(self, **bytes_left: int) -> None:
+        """Break the connection after so many more bytes of bodies."""
+        self._left |= bytes_left
+
+    def mend(self) -> None:
+        """Let everything through again."""
+        self._left = {"up": None, "down": None}
+
+    def _take(self, way: str, count: int) -> int:
+        """How many of `count` bytes still pass."""
+        with self._lock:
+            left = self._left[way]
+            if left is None:
+                return count
+            self._left[way] = max(0, left - count)
+            return min(left, count)
+
+    def _broken(self) -> bool:
+        return 0 in self._left.values()
+
+    @staticmethod
+    def _hang_up(environ: dict[str, Any]) -> list[bytes]:
+        with suppress(OSError):
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+        return []
 
     def __call__(self, environ: dict[str, Any], start: Any) -> Any:
+        if self._broken():
+            start("200 OK", [])
+            return self._hang_up(environ)
         self.tamper(environ)
         self.log.append((environ["REQUEST_METHOD"], environ["PATH_INFO"], environ.get("QUERY_STRING", "")))
         if environ["REQUEST_METHOD"] in ("GET", "HEAD"):
-            return self._app(environ, start)
-        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
-        if len(body) != int(environ.get("CONTENT_LENGTH") or 0):
+            return self._answer(environ, self._app(environ, start))
+        return self._write(environ, start)
+
+    def _write(self, environ: dict[str, Any], start: Any) -> Any:
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        passed = self._take("up", size)
+        body = environ["wsgi.input"].read(passed)
+        self.received += len(body)
+        if passed < size:
+            start("200 OK", [])
+            return self._hang_up(environ)
+        if len(body) != size:
             return self._refuse(start, "IncompleteBody")
         wanted = environ.get("HTTP_CONTENT_MD5")
         if wanted and base64.b64encode(hashlib.md5(body, usedforsecurity=False).digest()).decode() != wanted:
             return self._refuse(start, "BadDigest")
         environ["wsgi.input"] = io.BytesIO(body)
-        with self._lock:
+        with self._writing:
             return self._app(environ, start)
+
+    def _answer(self, environ: dict[str, Any], answer: Any) -> Iterator[bytes]:
+        for chunk in answer:
+            passed = self._take("down", len(chunk))
+            yield chunk[:passed]
+            if passed < len(chunk):
+                self._hang_up(environ)
+                return
 
     @staticmethod
     def _refuse(start: Any, code: str) -> list[bytes]:
