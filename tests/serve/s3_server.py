@@ -2,11 +2,13 @@
 
 moto looks at the condition of a write, then writes, and lets another request pass in between: here writes go one at a
 time. It keeps a body that was cut off on its way and does not compare Content-MD5: here both are refused, as S3 does.
+A part of an upload that is no more makes it fail inside: here that is NoSuchUpload.
 """
 
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import io
 import socket
@@ -86,7 +88,10 @@ class Strict:
             return self._refuse(start, "BadDigest")
         environ["wsgi.input"] = io.BytesIO(body)
         with self._writing:
-            return self._app(environ, start)
+            try:
+                return self._app(environ, start)
+            except KeyError:
+                return self._refuse(start, "NoSuchUpload", "404 Not Found")
 
     def _answer(self, environ: dict[str, Any], answer: Any) -> Iterator[bytes]:
         for chunk in answer:
@@ -97,8 +102,8 @@ class Strict:
                 return
 
     @staticmethod
-    def _refuse(start: Any, code: str) -> list[bytes]:
-        start("400 Bad Request", [("Content-Type", "application/xml")])
+    def _refuse(start: Any, code: str, status: str = "400 Bad Request") -> list[bytes]:
+        start(status, [("Content-Type", "application/xml")])
         return [f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()]
 
 
@@ -111,25 +116,32 @@ class Silent(WSGIRequestHandler):
 
 @contextmanager
 def s3_server() -> Iterator[tuple[str, Strict]]:
-    """A server on a free port: its address, and the application in front."""
+    """The address of a server, and the application in front; buckets of earlier tests may still be there."""
+    port, app = _started()
+    app.log.clear()
+    try:
+        yield f"http://127.0.0.1:{port}", app
+    finally:
+        app.tamper = lambda environ: None
+        app.mend()
+
+
+@functools.cache
+def _started() -> tuple[int, Strict]:
+    """One server for all tests of a process: it ends with it."""
     import moto.s3.models
-    from moto.server import DomainDispatcherApplication, create_backend_app
+    from moto.server import create_backend_app
     from werkzeug.serving import make_server
 
     moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = 1
-    app = Strict(DomainDispatcherApplication(create_backend_app))
+    app = Strict(create_backend_app("s3"))
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Silent)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", app
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server.server_port, app
 
 
-def s3_client(endpoint: str, keys: dict[str, str] = KEYS, *, attempts: int = 2, read_timeout: float = 20) -> Any:
+@functools.cache
+def s3_client(endpoint: str, *, attempts: int = 2) -> Any:
     """A client of a server, that gives up soon."""
     import boto3
     from botocore.config import Config
@@ -137,10 +149,10 @@ def s3_client(endpoint: str, keys: dict[str, str] = KEYS, *, attempts: int = 2, 
     config = Config(
         retries={"mode": "standard", "max_attempts": attempts},
         connect_timeout=5,
-        read_timeout=read_timeout,
+        read_timeout=20,
         max_pool_connections=16,
         s3={"addressing_style": "path"},
         request_checksum_calculation="when_required",
         response_checksum_validation="when_required",
     )
-    return boto3.session.Session(**keys).client("s3", endpoint_url=endpoint, config=config)
+    return boto3.session.Session(**KEYS).client("s3", endpoint_url=endpoint, config=config)
