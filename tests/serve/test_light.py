@@ -23,6 +23,10 @@ import pytest
         "server.keys",
         "timeline",
         "registry",
+        "fleet.policies",
+        "fleet.simulate",
+        "fleet.queueing",
+        "fleet.traffic",
     ],
 )
 def test_counting_needs_no_torch(module):
