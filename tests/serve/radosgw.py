@@ -1,10 +1,10 @@
 """A real S3 store for `make test-store`: Debian's Ceph, one monitor, one memory store, one gateway, in a folder.
 
     apt-get install ceph-mon ceph-osd ceph-common radosgw
-    python tests/serve/radosgw.py -- python -m pytest tests/serve/test_registry.py
+    make test-store
 
-starts it, runs the command with LABKIT_S3_ENDPOINT and credentials set, and stops it. Nothing outlives it; nothing is
-written outside of its folder; it listens on 127.0.0.1 alone.
+starts it (`python tests/serve/radosgw.py -- COMMAND`), runs the command with LABKIT_S3_ENDPOINT and credentials set,
+and stops it. Nothing outlives it; nothing is written outside of its folder; it listens on 127.0.0.1 alone.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 
 KEY, SECRET = "labkit", "labkit-secret"
 PROGRAMS = ("ceph", "ceph-mon", "ceph-osd", "monmaptool", "radosgw", "radosgw-admin")
-PATIENCE = 120.0  # seconds for each of them to answer
+PATIENCE = 90.0  # seconds for each of them to answer
 
 
 def missing() -> str:
@@ -42,7 +42,10 @@ def radosgw() -> Iterator[dict[str, str]]:
     folder = Path(tempfile.mkdtemp(prefix="radosgw-"))
     running: list[subprocess.Popen[bytes]] = []
     try:
-        port = _start(folder, running)
+        try:
+            port = _start(folder, running)
+        except (RuntimeError, subprocess.TimeoutExpired) as error:
+            raise SystemExit(f"{error}\n{_ends(folder / 'log')}") from error
         yield {
             "LABKIT_S3_ENDPOINT": f"http://127.0.0.1:{port}",
             "AWS_ACCESS_KEY_ID": KEY,
@@ -102,6 +105,7 @@ mon host = [v2:127.0.0.1:{mon}]
 auth cluster required = none
 auth service required = none
 auth client required = none
+ms mon client mode = crc
 keyring = {folder}/keyring
 mon data = {folder}/mon/data
 osd data = {folder}/osd
@@ -124,6 +128,11 @@ rgw dns name =
 rgw run sync thread = false
 rgw enable usage log = false
 """
+
+
+def _ends(logs: Path) -> str:
+    """The last lines of every log."""
+    return "\n".join(f"--- {path.name}\n{path.read_text(errors='replace')[-1500:]}" for path in sorted(logs.iterdir()))
 
 
 def _free_port() -> int:
