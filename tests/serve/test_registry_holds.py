@@ -86,7 +86,7 @@ def test_a_publisher_waits_for_a_collection(registry, tmp_path):
     collector = holds.Collector(registry.store, "m")
     other = threading.Thread(target=registry.push, args=("m", tmp_path / "model"))
     other.start()
-    while not list(registry.store.keys("m/holds/")):
+    while other.is_alive() and not list(registry.store.keys("m/holds/")):
         time.sleep(0.01)
     for _ in range(20):
         assert registry.ids("m") == ["v1"]

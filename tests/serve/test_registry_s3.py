@@ -68,6 +68,24 @@ def test_the_servers_conditions_hold(made):
         store.read("x", 0)
 
 
+def test_a_store_that_wants_etags_without_quotes_gets_them(made):
+    """Ceph 16 compares If-Match with the bare ETag, and answers 412 to the form in quotes."""
+    app, _, store, _ = made
+    asked = []
+
+    def bare(environ):
+        if environ.get("HTTP_IF_MATCH", "").startswith('"'):
+            environ["HTTP_IF_MATCH"] = '"never"'
+        asked.append(environ.get("HTTP_IF_MATCH"))
+
+    app.tamper = bare
+    tag = store.write("x", b"1", absent=True)
+    assert tag != store.write("x", b"2", tag=tag)
+    with pytest.raises(Lost):
+        store.write("x", b"3", tag=tag)
+    assert asked[-2] == tag.strip('"')
+
+
 def test_a_write_whose_answer_got_lost_is_known_as_ours(made):
     app, _, store, _ = made
     store.write("probe", b"", absent=True)
