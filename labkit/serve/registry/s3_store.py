@@ -47,6 +47,7 @@ class S3Store:
     def _client(self) -> Any:
         with self._lock:
             if self._given is None:
+                need_boto3()
                 with said(self.uri, "a client"):
                     self._given = make_client()
             return self._given
@@ -204,6 +205,16 @@ class S3Store:
     def abandon(self, upload: Unfinished) -> None:
         with suppress(Missing), said(self.uri, upload.key):
             self._client.abort_multipart_upload(**self._at(upload.key), UploadId=upload.id)
+
+
+def need_boto3() -> None:
+    """Raise ModuleNotFoundError, saying what to install, unless boto3 is here."""
+    try:
+        import boto3  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "boto3 is needed for s3://; install it: pip install 'labkit[fleet]'", name="boto3"
+        ) from error
 
 
 def make_client() -> Any:
