@@ -14,7 +14,7 @@ VARIABLES = {
     each["name"]: each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["type"] == "query"
 }
 ANNOTATION = DASHBOARD["annotations"]["list"][0]["expr"]
-VALUES = {"job": "labkit-prod", "instance": ".*", "layer": "0", "__rate_interval": "2s", "datasource": "prometheus"}
+VALUES = {"job": "labkit", "instance": ".*", "layer": "0", "__rate_interval": "2s", "datasource": "prometheus"}
 
 
 def filled(query: str) -> str:
