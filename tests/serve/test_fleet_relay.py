@@ -195,6 +195,7 @@ def test_targets_are_what_prometheus_understands():
     told = targets([member("a"), member("b", "v2")], "front:80")
     assert [one["targets"] for one in told] == [["here:a"], ["here:b"], ["front:80"]]
     assert told[1]["labels"] == {"job": "labkit", "replica": "b", "model": "m", "version": "v2"}
+    assert told[2]["labels"] == {"job": "labkit-fleet"}, "prometheus.yml takes the ending off"
     assert all(isinstance(value, str) for one in told for value in one["labels"].values())
 
 
