@@ -16,6 +16,7 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MB; our messages are small
 TRIES = 5
+PLACE = "/tmp"  # the paths of Ray's sockets must be short
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -59,7 +60,8 @@ class Cluster:
             serve.start(proxy_location="HeadOnly", http_options={"host": self.host, "port": self.port})
 
     def _init(self, ray: Any) -> None:
-        self._folder = tempfile.mkdtemp(prefix="lk", dir="/tmp" if os.path.isdir("/tmp") else None)
+        forget_the_dead()
+        self._folder = tempfile.mkdtemp(prefix=f"lk{os.getpid()}-", dir=PLACE)
         with kept_signals(), slim(self._folder):
             ray.init(
                 address="local",
@@ -99,6 +101,25 @@ def _ray() -> tuple[Any, Any]:
         ) from None
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     return ray, serve
+
+
+def forget_the_dead() -> None:
+    """Remove the folders of clusters whose process was killed before it could."""
+    for folder in Path(PLACE).glob("lk*-*"):
+        pid = folder.name[2:].partition("-")[0]
+        if pid.isdecimal() and folder.stat().st_uid == os.getuid() and not lives(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def processes(folder: str) -> list[int]:

@@ -117,6 +117,8 @@ class Count:
 class Load:
     """Requests on their way: started at once, in threads; `count` waits for the end of all of them.
 
+    As a `with` block it sends no more when the block ends.
+
     Args: see `under_load`.
     """
 
@@ -145,19 +147,19 @@ class Load:
         while due < seconds:
             self._due.append((due, draw.randrange(len(prompts)), draw.random() < stream_share))
             due += draw.expovariate(rate)
+        self._stop = threading.Event()
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
 
     @property
-    def planned(self) -> int:
-        """Requests in all."""
-        return len(self._due)
-
-    @property
     def done(self) -> int:
         """Requests of which it is known what became of them."""
         return len(self._answers)
+
+    def stop(self) -> None:
+        """Send no more."""
+        self._stop.set()
 
     def count(self) -> Count:
         """What became of all requests, in the order of sending."""
@@ -168,12 +170,14 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.stop()
         self._thread.join()
 
     def _send(self) -> None:
         threads = []
         for at, prompt, stream in self._due:
-            time.sleep(max(0.0, self._began + at - time.monotonic()))
+            if self._stop.wait(max(0.0, self._began + at - time.monotonic())):
+                break
             threads.append(threading.Thread(target=self._one, args=(at, prompt, stream), daemon=True))
             threads[-1].start()
         for thread in threads:

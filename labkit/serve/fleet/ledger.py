@@ -34,9 +34,7 @@ class Ledger:
             "labkit_fleet_rollouts", "Changes of the version, by outcome: done, refused, failed.", ["outcome"],
             registry=registry,
         )  # fmt: skip
-        self.deaths = Counter(
-            "labkit_fleet_replica_restarts", "Replicas that died and were replaced.", registry=registry
-        )
+        self.deaths = Counter("labkit_fleet_replica_deaths", "Replicas that were found dead.", registry=registry)
         self.in_flight = Gauge("labkit_fleet_requests_in_flight", "Requests that are under way.", registry=registry)
         self.seconds = Histogram(
             "labkit_fleet_request_seconds", "From a request to the end of its answer.", buckets=SECONDS,
