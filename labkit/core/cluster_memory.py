@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 from labkit.core.cluster import Plan
 from labkit.core.cluster_links import SCALE_BYTES
@@ -24,7 +24,7 @@ class GpuMemory:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(astuple(self))
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,21 @@ def training_memory_per_gpu(model: ModelConfig, plan: Plan) -> GpuMemory:
     """Bytes of the fullest GPU in training.
 
     Weights in 16 bits (in FP8 a byte more for the copy that products read); gradients and optimizer as the plan says,
-    the optimizer always over dp. Activations, in FP8 a byte and its share of a scale a value, of `in_flight`
-    micro-batches at once on the first stage (1F1B: p and the interleaving's share more, Narayanan et al. 2021, section
-    2.2; DualPipe: p + 1 and the weights twice, DeepSeek-V3, table 2), and the logits of one micro-batch if the pipeline
-    has one stage.
+    the optimizer always over dp; with ZeRO-3 two gathered layers and one's gradients besides. Activations, in FP8 a
+    byte and its share of a scale a value, of `in_flight` micro-batches at once on the first stage (1F1B: p and the
+    interleaving's share more, Narayanan et al. 2021, section 2.2; DualPipe: p + 1 and the weights twice, DeepSeek-V3,
+    table 2), and the logits of one micro-batch if the pipeline has one stage.
     """
     local, dp = local_params(model, plan), plan.dp * plan.cp
     sharded = local.experts / expert_ranks(plan) + local.rest / dp
     twice = 2 if plan.schedule == "dualpipe" and plan.pp > 1 else 1
     fp8 = plan.precision == "fp8"
+    working = 8 * local.total * plan.pp / model.num_layers if plan.zero == 3 else 0
     tokens = plan.micro_batch * plan.context / (plan.cp * plan.tp)
     kept = kept_values(model, plan.recompute, copies=plan.ep > 1) * (1 + SCALE_BYTES if fp8 else 2)
     logits = tokens * 6 * model.vocab_size if plan.pp == 1 else 0
     return GpuMemory(
-        weights=(3 if fp8 else 2) * (sharded if plan.zero == 3 else local.total * twice),
+        weights=(3 if fp8 else 2) * (sharded if plan.zero == 3 else local.total * twice) + working,
         gradients=plan.gradient_bytes * (sharded if plan.zero >= 2 else local.total * twice),
         optimizer=plan.state_bytes * sharded,
         activations=tokens * kept / plan.pp * in_flight(plan) + logits,
@@ -121,13 +122,13 @@ def expert_ranks(plan: Plan) -> int:
 
 
 def in_flight(plan: Plan) -> float:
-    """Micro-batches whose activations a rank holds at once, in stages' worth.
+    """Micro-batches whose activations a rank holds at once, in stages' worth; two where they hide each other's sends.
 
     >>> in_flight(Plan(pp=4, batch=16)), in_flight(Plan(pp=4, batch=16, schedule="dualpipe"))
     (4.0, 5.0)
     """
     if plan.pp == 1:
-        return 1.0
+        return 2.0 if plan.ep > 1 and "ep" in plan.overlap and plan.micro_batches > 1 else 1.0
     if plan.schedule == "dualpipe":
         return float(min(plan.micro_batches, plan.pp + 1))
     more = (plan.pp - 1) / (plan.pp * plan.chunks) if plan.chunks > 1 else 0.0

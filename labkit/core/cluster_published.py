@@ -12,6 +12,7 @@ from types import MappingProxyType
 
 from labkit.core.cluster import Plan, cluster
 from labkit.core.cluster_failures import checkpoint_bytes, reliability
+from labkit.core.cluster_search import best_plan
 from labkit.core.cluster_serve import ServePlan, decode, prefill
 from labkit.core.cluster_train import Estimate, train
 from labkit.core.config import ModelConfig
@@ -153,6 +154,17 @@ def training() -> tuple[Published, ...]:
             "Llama 3.1 405B, whole pre-training", 30.84, "million GPU-hours", CARD,
             15.6 * card.gpu_hours_per_trillion / 1e6 / held,
             "15.6·10¹² tokens, all as on 16,384 GPUs, over the effective time of `reliability`",
+        ),
+        *(
+            Published(
+                f"Llama 3.1 {size}, whole pre-training", hours, "million GPU-hours", CARD,
+                15 * best_plan(
+                    DENSE[f"llama-3.1-{size.lower()}"], cluster("h100", 64), batch=1024, context=8192
+                ).gpu_hours_per_trillion / 1e6,
+                "neither plan nor cluster is published: ours is `best_plan` on 512; a card's hours hold everything, "
+                "long contexts and annealing too",
+            )
+            for size, hours in (("70B", 7.0), ("8B", 1.46))
         ),
         Published(
             "Llama 3.1 405B, 1,024 H100, FP8, TP8 PP8 CP2", 292, "tokens/s per GPU", BRIDGE,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 
 from labkit.core.cluster import RATES, Cluster, Rates
 from labkit.core.cluster_links import all_to_all, gather_seconds
@@ -71,7 +71,7 @@ class ServeSeconds:
     @property
     def total(self) -> float:
         """The whole step."""
-        return sum(astuple(self))
+        return sum(vars(self).values())
 
     def parts(self) -> dict[str, float]:
         """The breakdown by name."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 from labkit.core.cluster import RATES, Cluster, Plan, Rates
 from labkit.core.cluster_links import all_to_all, gather_seconds
@@ -40,7 +41,7 @@ class StepSeconds:
     @property
     def total(self) -> float:
         """The whole step."""
-        return sum(astuple(self))
+        return sum(vars(self).values())
 
     @property
     def compute(self) -> float:
@@ -121,7 +122,8 @@ class Estimate:
 def train(model: ModelConfig, cluster: Cluster, plan: Plan, rates: Rates = RATES) -> Estimate:
     """What one step of training costs.
 
-    One micro-batch on one stage: products at their rates, attention at its own, values that are kept for the backward
+    All-to-all hides behind another micro-batch's work, so a step of one micro-batch hides none. One micro-batch on one
+    stage: products at their rates, attention at its own, values that are kept for the backward
     pass through the memory `rates.passes` times; messages in turn or hidden, as the plan says. Hidden all-to-all slows
     products down by the multiprocessors it takes. A step is m micro-batches on the slowest stage, the bubble, what of
     data parallelism's messages is not hidden, and the optimizer.
@@ -146,7 +148,7 @@ def train(model: ModelConfig, cluster: Cluster, plan: Plan, rates: Rates = RATES
         work = {name: value / (1 - rates.busy) for name, value in work.items()}
     slow, m = _slowest_stage(model, plan), plan.micro_batches
     stage = sum(work.values()) + waits["tensor"] + waits["all_to_all"]
-    data, behind = _data_parallel(model, cluster, plan, rates, stage * slow, m)
+    data, behind = _data_parallel(model, cluster, plan, rates, max(0.0, sum(work.values()) - sum(hidden.values())), m)
     local = local_params(model, plan)
     sharded = local.experts / expert_ranks(plan) + local.rest / (plan.dp * plan.cp)
     seconds = StepSeconds(
@@ -161,6 +163,7 @@ def train(model: ModelConfig, cluster: Cluster, plan: Plan, rates: Rates = RATES
     return Estimate(model, cluster, plan, seconds, behind, training_memory_per_gpu(model, plan), flops)
 
 
+@lru_cache(maxsize=64)
 def forward_flops(model: ModelConfig, context: int) -> ModelFlops:
     """Forward FLOPs of a token at a causal sequence's mean position, multi-token modules included."""
     f = model_flops_per_token(model, max(1, context // 2))
@@ -248,7 +251,8 @@ def _waits(
     room = sum(work.values())
     kept, hidden = {}, {}
     for name, key, value in (("tensor", "tp", tensor), ("all_to_all", "ep", exchange)):
-        hidden[key] = min(value, room) if key in plan.overlap else 0.0
+        hides = key in plan.overlap and (key == "tp" or plan.micro_batches > 1)
+        hidden[key] = min(value, room) if hides else 0.0
         kept[name] = value - hidden[key]
         room -= hidden[key]
     return kept, hidden
@@ -270,9 +274,13 @@ def _slowest_stage(model: ModelConfig, plan: Plan) -> float:
 
 
 def _data_parallel(
-    model: ModelConfig, cluster: Cluster, plan: Plan, rates: Rates, stage: float, m: int
+    model: ModelConfig, cluster: Cluster, plan: Plan, rates: Rates, free: float, m: int
 ) -> tuple[float, float]:
-    """Seconds of gradients and weights over data parallelism in a step: waited for, and hidden."""
+    """Seconds of gradients and weights over data parallelism in a step: waited for, and hidden.
+
+    `free` seconds of a micro-batch's work have no other message behind them. ZeRO-3 sends in every micro-batch; else
+    only the last one's backward pass and the next step's first forward pass can hide anything.
+    """
     local, size = local_params(model, plan), 1 if plan.precision == "fp8" else 2
     group = plan.dp * plan.cp
     gathers, reduces = (2 * m, m) if plan.zero == 3 else (1, 1)
@@ -281,6 +289,6 @@ def _data_parallel(
         gather = gather_seconds(cluster, params * size, ranks, stride, rates)
         reduce = gather_seconds(cluster, params * plan.gradient_bytes, ranks, stride, rates)
         both += gathers * gather + reduces * reduce
-    room = stage * (m if plan.zero == 3 else 1) if "dp" in plan.overlap else 0.0
+    room = free * (m if plan.zero == 3 else 1) if "dp" in plan.overlap else 0.0
     hidden = min(both, room)
     return both - hidden, hidden
