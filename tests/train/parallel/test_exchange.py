@@ -157,6 +157,9 @@ def test_traffic_counts_by_hand():
     assert found.imbalance == pytest.approx(2 / 1.5)
     assert (found.bytes_RR == found.dispatch_RR + found.combine_RR).all()
     assert found.combine_RR[2, 1] == 256
+    twice = traffic(ids, 4, d_model=128, wire="fp8", ranks_per_node=2, by_node=True)
+    assert twice.between(twice.rows_RR) == {"home": 5, "node": 3, "network": 2}
+    assert twice.received_R.tolist() == found.received_R.tolist()
     with pytest.raises(ValueError, match="a divisor of the 4 ranks"):
         traffic(ids, 4, d_model=128, ranks_per_node=3)
 
