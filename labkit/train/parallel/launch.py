@@ -139,16 +139,20 @@ def join(backend: str, timeout: float, **where: Any) -> torch.device:
     return device
 
 
-def meet(what: str) -> None:
-    """Wait until every rank is here; with gloo, the error at the timeout names the ranks that are not.
+def meet(what: str, timeout: float | None = None) -> None:
+    """Wait until every rank is here.
 
-    Raises RuntimeError, which says what they did not come to.
+    Args:
+        what: all come to, for the error. timeout: seconds; left out, as for every collective.
+
+    Raises RuntimeError if some do not come in time; with gloo, it names them.
     """
     if dist.get_backend() != "gloo":
         dist.barrier()
         return
     try:
-        dist.monitored_barrier(wait_all_ranks=True)
+        within = None if timeout is None else datetime.timedelta(seconds=timeout)
+        dist.monitored_barrier(timeout=within, wait_all_ranks=True)
     except RuntimeError as error:
         raise RuntimeError(f"not all ranks came to {what}: {error}") from error
 
