@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from deploy_names import MONITORING
 
@@ -13,7 +14,7 @@ VARIABLES = {
     each["name"]: each["query"]["query"] for each in DASHBOARD["templating"]["list"] if each["type"] == "query"
 }
 ANNOTATION = DASHBOARD["annotations"]["list"][0]["expr"]
-VALUES = {"job": "labkit-prod", "instance": ".*", "layer": "0", "__rate_interval": "2s", "datasource": "prometheus"}
+VALUES = {"job": "labkit", "instance": ".*", "layer": "0", "__rate_interval": "2s", "datasource": "prometheus"}
 
 
 def filled(query: str) -> str:
@@ -23,6 +24,6 @@ def filled(query: str) -> str:
     """
     for name, value in VALUES.items():
         query = query.replace(f"${name}", value).replace(f"${{{name}}}", value)
-    if "$" in query:
+    if re.search(r"\$[a-z_{]", query):
         raise ValueError(f"{query}: a variable is left")
     return query

@@ -9,6 +9,9 @@ from pathlib import Path
 from scripted_backend import Scripted
 
 from labkit.serve.fleet.deployed import deployed
+from labkit.serve.fleet.ledger import Ledger
+from labkit.serve.fleet.policies import policy
+from labkit.serve.fleet.seats import Seats
 from labkit.serve.server.metrics import Metrics
 
 ROOT = Path(__file__).parents[2]
@@ -26,9 +29,15 @@ def of_the_server() -> frozenset[str]:
     return frozenset(family.name + ending for family in families for ending in ENDINGS[family.type])
 
 
-def of_the_fleet() -> set[str]:
-    """What docs/fleet.md says that a fleet tells."""
-    return set(re.findall(r"^\| `(labkit_fleet_\w+)`", FLEET_DOC, re.MULTILINE))
+def books() -> Ledger:
+    """Those of a fleet without replicas."""
+    return Ledger(Seats(policy("round_robin")), lambda: 0)
+
+
+@functools.cache
+def of_the_fleet() -> frozenset[str]:
+    """What a fleet tells of itself."""
+    return frozenset(family.name + ending for family in books().registry.collect() for ending in ENDINGS[family.type])
 
 
 def named(query: str) -> set[str]:

@@ -146,7 +146,7 @@ def command_faults(text: str, ports: set[int]) -> Iterator[str]:
     if not calls:
         yield "no labkit is called"
     for words in calls:
-        command: Any = typer.main.get_command(app)
+        command = program()
         while hasattr(command, "commands"):
             if not words or words[0] not in command.commands:
                 yield f"labkit has no command {' '.join(words[:1])}"
@@ -199,6 +199,12 @@ def _ports(each: Manifest) -> Iterator[str | int]:
 
 
 @functools.cache
+def program() -> Any:
+    """The command `labkit`, with all that is below it."""
+    return typer.main.get_command(app)
+
+
+@functools.cache
 def routes() -> frozenset[str]:
     """The paths that the server answers."""
     return frozenset(route.path for route in create_app(Scripted(), TEXT).routes)
@@ -224,5 +230,6 @@ def sources() -> str:
 
 def is_read(name: str, script: str) -> bool:
     """Whether a variable is used by the script, or by the program or its libraries."""
-    quoted = rf"[\"']{name}[\"']"
-    return bool(name == "HOME" or re.search(rf"\${{?{name}\b", script) or re.search(quoted, sources()))
+    if name == "HOME" or re.search(rf"\${{?{name}\b", script):
+        return True
+    return f'"{name}"' in sources() or f"'{name}'" in sources()

@@ -8,7 +8,7 @@ import tomllib
 
 import pytest
 import yaml
-from deploy_names import FLEET_DOC, MONITORING, ROOT, named, of_the_fleet, of_the_server
+from deploy_names import FLEET_DOC, MONITORING, ROOT, books, named, of_the_fleet, of_the_server
 
 from labkit.serve.fleet.hastened import hastened
 
@@ -79,6 +79,12 @@ def test_an_alert_is_explained(name):
 
 def test_no_runbook_entry_is_left_over():
     assert set(re.findall(r"^### (Labkit\w+)", FLEET_DOC, re.MULTILINE)) == set(ALERTS)
+
+
+def test_the_page_of_the_fleet_lists_what_it_tells():
+    told = dict(re.findall(r"^\| `(labkit_fleet_\w+)` \| (\w+) \|", FLEET_DOC, re.MULTILINE))
+    families = {family.name: family.type for family in books().registry.collect()}
+    assert told == {name + "_total" * (kind == "counter"): kind for name, kind in families.items()}
 
 
 def test_faster_rules_are_the_same_but_for_the_time():

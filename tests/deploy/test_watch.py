@@ -8,16 +8,14 @@ import threading
 
 import pytest
 from dashboard_reading import ANNOTATION, QUERIES, VARIABLES, filled
-from deploy_names import of_the_fleet
+from deploy_names import books
 from scripted_backend import TEXT, Scripted
 from server_thread import Served
 from watching import Alertmanager, Hook, Prometheus, until
 
-LABELS = {
-    "labkit_fleet_requests_total": '{replica="r1",outcome="answered"}',
-    "labkit_fleet_retries_total": '{reason="died"}',
-    "labkit_fleet_rollouts_total": '{outcome="done"}',
-}
+from labkit.serve.fleet.ledger import targets
+from labkit.serve.fleet.seats import Member
+
 pytestmark = pytest.mark.prometheus
 
 
@@ -36,16 +34,13 @@ def watched(tmp_path_factory):
     with contextlib.ExitStack() as stack:
         served = stack.enter_context(Served(Scripted(), TEXT))
         hook = stack.enter_context(Hook())
-        hook.metrics = "".join(f"{name}{LABELS.get(name, '')} 1\n" for name in sorted(of_the_fleet()))
-        hook.targets = [
-            {
-                "targets": [f"127.0.0.1:{served.port}"],
-                "labels": {"job": "labkit-prod", "version": "v3", "replica": "r1"},
-            },
-            {"targets": [f"127.0.0.1:{hook.port}"], "labels": {"job": "labkit-prod-fleet"}},
-        ]
+        replica = Member("r1", 1, "127.0.0.1", "scripted", "v3", f"127.0.0.1:{served.port}")
+        hook.targets = targets([replica], f"127.0.0.1:{hook.port}")
+        ledger = books()
+        ledger.requests.labels("r1", "answered").inc()
+        hook.metrics = ledger.text().decode()
         alertmanager = stack.enter_context(Alertmanager(tmp_path_factory.mktemp("alertmanager"), hook))
-        prometheus = stack.enter_context(Prometheus(tmp_path_factory.mktemp("prometheus"), hook, alertmanager))
+        prometheus = stack.enter_context(Prometheus(tmp_path_factory.mktemp("prometheus"), hook.url, alertmanager))
         stop = threading.Event()
         thread = threading.Thread(target=asking, args=(served, stop))
         thread.start()
@@ -55,14 +50,14 @@ def watched(tmp_path_factory):
         yield served, prometheus, alertmanager, hook
 
 
-def test_each_replica_is_a_target_of_its_alias(watched):
+def test_the_replica_and_the_fleet_are_targets_of_one_job(watched):
     served, prometheus, *_ = watched
     (found,) = prometheus.ask("labkit_ready")
     assert found["metric"] | {"__name__": ""} == {
-        "__name__": "", "instance": f"127.0.0.1:{served.port}", "job": "labkit-prod",
-        "replica": "r1", "version": "v3",
+        "__name__": "", "instance": f"127.0.0.1:{served.port}", "job": "labkit",
+        "model": "scripted", "replica": "r1", "version": "v3",
     }  # fmt: skip
-    assert [each["value"][1] for each in prometheus.ask('up{job="labkit-prod"}')] == ["1", "1"]
+    assert [each["value"][1] for each in prometheus.ask('up{job="labkit"}')] == ["1", "1"]
 
 
 def test_no_rule_fails(watched):
@@ -74,7 +69,7 @@ def test_no_rule_fails(watched):
 @pytest.mark.parametrize(("panel", "query", "legend"), QUERIES)
 def test_a_query_of_the_dashboard_finds_something(watched, panel, query, legend):
     _, prometheus, *_ = watched
-    found = until(lambda: prometheus.ask(filled(query)), 5)
+    found = until(lambda: prometheus.ask(filled(query)), 20)
     assert {value for each in found for value in each["value"][1:]} - {"NaN", "+Inf"}, panel
     for name in re.findall(r"{{(\w+)}}", legend):
         assert all(name in each["metric"] for each in found), f"{panel}: {name}"
@@ -85,7 +80,7 @@ def test_a_variable_of_the_dashboard_has_values(watched, name):
     _, prometheus, *_ = watched
     series, label = re.fullmatch(r"label_values\((.+), (\w+)\)", VARIABLES[name]).groups()
     values = prometheus.get(f"/api/v1/label/{label}/values", **{"match[]": filled(series)})["data"]
-    assert values == {"job": ["labkit-prod"], "layer": ["0", "1"]}.get(name, values)
+    assert values == {"job": ["labkit"], "layer": ["0", "1"]}.get(name, values)
     assert values
 
 

@@ -30,7 +30,7 @@ def free_port() -> int:
         return opened.getsockname()[1]
 
 
-def until(what: Callable[[], Any], seconds: float = 20.0) -> Any:
+def until(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """The first answer that is not empty; fails with the last one after so many seconds."""
     end = time.monotonic() + seconds
     while not (got := what()):
@@ -68,6 +68,7 @@ class Hook:
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self._server.server_address[1]
+        self.url = f"http://127.0.0.1:{self.port}/targets"
 
     def told(self, path: str, status: str) -> set[str]:
         """The names of the alerts that came with this status."""
@@ -148,16 +149,21 @@ class Alertmanager(Program):
 
 
 class Prometheus(Program):
-    """With our configuration and our rules, in which time runs faster."""
+    """With our configuration and our rules, in which time runs faster.
 
-    def __init__(self, folder: Path, hook: Hook, alertmanager: Alertmanager) -> None:
+    Args:
+        targets: the address that names them.
+        alertmanager: who hears of alerts.
+    """
+
+    def __init__(self, folder: Path, targets: str, alertmanager: Alertmanager) -> None:
         (folder / "rules.yml").write_text(hastened((MONITORING / "rules.yml").read_text(), FASTER))
         config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
         config["global"] = {"scrape_interval": OFTEN, "evaluation_interval": OFTEN}
         config["alerting"]["alertmanagers"][0]["static_configs"][0]["targets"] = [f"127.0.0.1:{alertmanager.port}"]
         config["scrape_configs"] = [each for each in config["scrape_configs"] if each["job_name"] == "labkit"]
         (found,) = config["scrape_configs"][0]["http_sd_configs"]
-        found.update(url=f"http://127.0.0.1:{hook.port}/targets", refresh_interval="1s")
+        found.update(url=targets, refresh_interval="1s")
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         port = free_port()
         super().__init__(
