@@ -6,6 +6,7 @@ are forked off a server that has loaded torch once, so that they start in a mome
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import faulthandler
 import multiprocessing
@@ -28,6 +29,7 @@ import torch.distributed as dist
 from labkit.core.whole import need_whole
 from labkit.train.parallel.carry import pack, unpack
 
+START = 300.0  # seconds in which processes must be there: a busy machine loads torch slowly
 GRACE = 1.5  # seconds in which the others may tell what they saw, once one has failed
 PRELOAD = ["torch", "torch.distributed.fsdp", "torch._dynamo", "safetensors.torch", "labkit.train.parallel"]
 
@@ -73,7 +75,7 @@ def launch(
         function: may be of a notebook, see `parallel.carry`; what it returns must be picklable, tensors on the CPU. A
             script must call this under `if __name__ == "__main__":`, since the processes import it.
         ranks: how many processes, 1 or more.
-        timeout: seconds for the whole job, and for each collective.
+        timeout: seconds for the whole job, from when its processes are there, and for each collective.
         backend: "gloo" or "nccl" (a GPU for each rank); left out, gloo.
         threads: of torch, in each process.
 
@@ -165,6 +167,7 @@ def _run(setting: _Setting, job: bytes, pipe: Connection) -> None:
     place = open(_place(Path(setting.folder), setting.rank), "w")  # noqa: SIM115 (open as long as the process lives)
     if hasattr(faulthandler, "register"):
         faulthandler.register(signal.SIGUSR1, place, all_threads=False)
+    pipe.send("here")
     try:
         torch.set_num_threads(setting.threads)
         os.environ["LOCAL_RANK"] = str(setting.rank)
@@ -192,6 +195,7 @@ def _lost(message: str) -> bool:
 def _collect(processes: list, pipes: list[Connection], timeout: float, folder: Path) -> list[Any]:
     """Wait for a word of every rank; stop at the first failure, or when the time is up."""
     ranks, results, failures = len(processes), {}, []
+    _wait_for_starts(pipes)
     deadline = time.monotonic() + timeout
     while len(results) + len(failures) < ranks:
         waiting = [r for r in range(ranks) if r not in results and r not in {f.rank for f in failures}]
@@ -213,6 +217,16 @@ def _collect(processes: list, pipes: list[Connection], timeout: float, folder: P
     if len(results) < ranks:
         raise _late([r for r in range(ranks) if r not in results], processes, timeout, folder)
     return [results[rank] for rank in range(ranks)]
+
+
+def _wait_for_starts(pipes: list[Connection]) -> None:
+    """Until every process has said that it is there; one that died before is found by `_collect`."""
+    deadline = time.monotonic() + START
+    for rank, pipe in enumerate(pipes):
+        if not pipe.poll(max(0.0, deadline - time.monotonic())):
+            raise RanksTimedOut(rank, f"did not start within {START:g} s", len(pipes))
+        with contextlib.suppress(EOFError):
+            pipe.recv()
 
 
 def _late(late: list[int], processes: list, timeout: float, folder: Path) -> RanksTimedOut:

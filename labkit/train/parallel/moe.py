@@ -107,11 +107,10 @@ class ParallelMoE(MoE):
         received = swap_counts(plan.sent_R, group).tolist()
         sent = plan.sent_R.tolist()
         self.sent.append(sent)
-        scores_MK = scores_TK[plan.token_M] * plan.here_MK
         flights = (
             depart(x_TD[plan.token_M], sent, received, group, self.wire),
             depart(plan.ids_MK, sent, received, group),
-            depart(scores_MK, sent, received, group),
+            depart(scores_TK[plan.token_M], sent, received, group),
         )
         return Journey(plan, flights, hops[1:], experts // ranks)
 

@@ -21,13 +21,11 @@ class Plan:
         token_M: [M] int64, whose row each is.
         sent_R: [R] int64, rows for each rank.
         ids_MK: [M, K] int32, the token's experts as numbered on the rank it goes to, −1 where an expert is elsewhere.
-        here_MK: [M, K] bool, where they are not −1.
     """
 
     token_M: Tensor
     sent_R: Tensor
     ids_MK: Tensor
-    here_MK: Tensor
 
     @classmethod
     def of(cls, topk_ids_TK: Tensor, num_experts: int, ranks: int) -> Plan:
@@ -41,9 +39,9 @@ class Plan:
         rank_TK = topk_ids_TK.long() // local
         goes_RT = _goes(rank_TK, ranks).T
         rank_M, token_M = goes_RT.nonzero(as_tuple=True)
-        here_MK = rank_TK[token_M] == rank_M[:, None]
-        ids_MK = (topk_ids_TK[token_M] - rank_M[:, None] * local).masked_fill(~here_MK, -1).int()
-        return cls(token_M, goes_RT.sum(1), ids_MK, here_MK)
+        elsewhere_MK = rank_TK[token_M] != rank_M[:, None]
+        ids_MK = (topk_ids_TK[token_M] - rank_M[:, None] * local).masked_fill(elsewhere_MK, -1).int()
+        return cls(token_M, goes_RT.sum(1), ids_MK)
 
 
 def local_experts(num_experts: int, ranks: int) -> int:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,7 @@ from labkit.train.parallel import (
     save,
     train_parallel,
 )
+from labkit.train.parallel import __main__ as command
 from labkit.train.parallel.shard import mesh_groups
 from labkit.train.settings import TrainConfig
 
@@ -48,7 +50,7 @@ def model(seed: int = 0) -> Transformer:
 
 def config(**changes) -> TrainConfig:
     fields = {
-        "steps": 4, "batch": 4, "sequence": 12, "accumulate": 2, "learning_rate": 1e-2, "clip": 0.5, "warmup": 2,
+        "steps": 3, "batch": 4, "sequence": 12, "accumulate": 2, "learning_rate": 1e-2, "clip": 0.5, "warmup": 2,
         "balance_loss": 0.1, "z_loss": 0.01, "bias_rate": 0.01, "log_every": 1, "device": "cpu", "progress": "quiet",
         "precision": "float32",
     }  # fmt: skip
@@ -144,3 +146,19 @@ def _words(function: Callable[[], object]) -> str:
     except Exception as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+def command_until_saved(arguments: list[str]) -> str:
+    """The command's run, until it has written one checkpoint: its path."""
+    plain = checkpoint.save
+
+    def save_and_stop(*args: Any, **options: Any) -> None:
+        raise KeyboardInterrupt(str(plain(*args, **options)))
+
+    checkpoint.save = save_and_stop
+    try:
+        command.run(command.arguments().parse_args(arguments))
+    except KeyboardInterrupt as stopped:
+        return str(stopped)
+    finally:
+        checkpoint.save = plain

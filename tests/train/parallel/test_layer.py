@@ -51,7 +51,7 @@ def found(request):
     ranks = request.param
     cases = [
         *parallel_cases.ugly(ranks),
-        *parallel_cases.drawn(ranks, 12),
+        *parallel_cases.drawn(ranks, 8),
         *wires(ranks),
         *hops(ranks),
         *against_transformers(ranks),

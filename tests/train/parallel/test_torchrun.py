@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
+import parallel_runs
+
 from labkit.train import journal
+from labkit.train.parallel import launch
 
 SMALL = {
     "steps": 400, "batch": 2, "sequence": 16, "width": 16, "experts": 4, "layers": 1, "bytes": 9000, "save-every": 2,
@@ -19,10 +22,13 @@ SMALL = {
 PATIENCE = 120.0
 
 
+def arguments(folder: Path) -> list[str]:
+    return [f"--folder={folder}", *(f"--{name}={value}" for name, value in SMALL.items())]
+
+
 def start(folder: Path, ranks: int) -> subprocess.Popen:
-    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)] if ranks > 1 else []
-    small = [f"--{name}={value}" for name, value in SMALL.items()]
-    command = [sys.executable, *runner, "-m", "labkit.train.parallel", f"--folder={folder}", *small]
+    runner = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    command = [sys.executable, *runner, "-m", "labkit.train.parallel", *arguments(folder)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
@@ -54,12 +60,8 @@ def test_a_killed_worker_ends_the_job_with_its_name_and_one_process_goes_on(tmp_
     assert f"Signal 9 (SIGKILL) received by PID {killed}" in said
     reached = max(int(path.name[5:]) for path in tmp_path.glob("step-*"))
     assert 2 <= reached < 400
-    one = start(tmp_path, 1)
-    try:
-        wait_for(lambda: any(int(path.name[5:]) > reached for path in tmp_path.glob("step-*")), one)
-    finally:
-        one.kill()
-        one.communicate()
+    (newest,) = launch(parallel_runs.command_until_saved, 1, arguments(tmp_path), timeout=PATIENCE)
+    assert newest == str(tmp_path / f"step-{reached + 2:08d}")
     ranks = {row["step"]: row["ranks"] for row in journal.read(tmp_path / "log.jsonl")}
     assert ranks[reached] == 2
     assert ranks[reached + 1] == 1
