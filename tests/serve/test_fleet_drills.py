@@ -9,6 +9,7 @@ import contextlib
 import errno
 import json
 import shutil
+import socket
 import time
 import urllib.request
 
@@ -238,3 +239,49 @@ def test_a_new_version_comes_and_goes_without_a_lost_request(drill):
     drill.check(count, ("v1", "v2"))
     assert count.answered == count.sent, str(count)
     drill.check(under_load(drill.fleet.url, 5.0, 1.0, PROMPTS, max_tokens=TOKENS))
+
+
+def test_a_slow_replica_is_avoided_by_two_choices_and_not_by_turns(drill):
+    victim = sorted(drill.ids())[0]
+    shares = {}
+    for policy in ("round_robin", "power_of_two"):
+        drill.fleet.route(policy)
+        drill.fleet.slow(victim, 0.8)
+        count = drill.load(rate=4, seconds=7, stream_share=0, seed=4).count()
+        drill.fleet.slow(victim, 0.0)
+        drill.check(count)
+        shares[policy] = count.by_replica()[victim] / count.answered
+    drill.fleet.route("round_robin")
+    assert abs(shares["round_robin"] - 0.5) < 0.1
+    assert shares["power_of_two"] < shares["round_robin"] - 0.1
+
+
+def test_who_leaves_frees_the_replica(drill):
+    for one in drill.ids():
+        drill.fleet.slow(one, 0.2)
+    body = json.dumps({"model": NAME, "prompt": PROMPTS[0], "max_tokens": 200, "stream": True, "ignore_eos": True})
+    host, port = drill.fleet.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as wire:
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        wire.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n{body}".encode())
+        until(lambda: b"data: " in wire.recv(4096), "a first event")
+        assert sum(one.running for one in drill.fleet.replicas()) == 1
+    until(lambda: not any(one.running or one.in_flight for one in drill.fleet.replicas()), "it is let go")
+    for one in drill.ids():
+        drill.fleet.slow(one, 0.0)
+
+
+def test_fewer_replicas_drain_and_more_come_when_requests_wait(drill):
+    load = drill.load(rate=4, seconds=3, seed=5)
+    drill.fleet.scale(1)
+    count = load.count()
+    drill.check(count)
+    assert count.answered == count.sent, str(count)
+    (left,) = drill.ids()
+    drill.fleet.slow(left, 0.1)
+    drill.fleet.scale(1, most=2)
+    with drill.load(rate=6, seconds=PATIENCE, stream_share=0, seed=6) as load:
+        until(lambda: len(drill.ids()) == 2, "another one comes")
+    drill.check(load.count())
+    drill.fleet.slow(left, 0.0)
+    drill.fleet.scale(2)
