@@ -17,7 +17,7 @@ OLD_ENOUGH := import sys, venv; sys.exit(sys.version_info < (3, 11))
 FIND_PYTHON = for python in $(PYTHON) python3 python3.13 python3.12 python3.11 python3.14 python; do \
 	  if "$$python" -c '$(OLD_ENOUGH)' >/dev/null 2>&1; then echo "$$python"; exit 0; fi; done
 
-.PHONY: help lab test setup-lab setup-test system format fuzz release clean
+.PHONY: help lab test setup-lab setup-test system format fuzz test-store release clean
 
 help: ## show this list
 	@echo "make TARGET, where TARGET is one of:"
@@ -107,6 +107,11 @@ format: setup-test ## mend style and format where ruff can
 
 fuzz: setup-test ## the server under 5,000 requests that schemathesis invents
 	@LABKIT_FUZZ=$${LABKIT_FUZZ:-5000} $(BIN)/python -m pytest tests/serve/test_server_fuzz.py
+
+STORE_TESTS := -m pytest -p no:xdist -k real tests/serve/test_registry.py tests/serve/test_registry_race.py tests/serve/test_registry_damage.py
+test-store: setup-test ## the registry's tests on the S3 store of LABKIT_S3_ENDPOINT, or on Ceph's if it is installed
+	@if [ -n "$$LABKIT_S3_ENDPOINT" ]; then $(BIN)/python $(STORE_TESTS); \
+	else $(BIN)/python tests/serve/radosgw.py -- $(BIN)/python $(STORE_TESTS); fi
 
 release: setup-test ## make the student notebooks anew from their masters in solutions/
 	@$(BIN)/labkit release

@@ -79,12 +79,12 @@ torch.set_num_threads(1)  # what runs on the CPU here is small: threads would on
 # them as with any others.
 
 # %%
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256) if gpu else (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128) if gpu else (1, 2, 4, 8, 16, 32)
 PAST = 256 if gpu else 16  # tokens before a decode step that is timed
 ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
-MEASURED, ROWS = (48, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
-TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
+MEASURED, ROWS = (32, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
+TOGETHER = (1, 4, 16, 64, 128) if gpu else (1, 4, 16)  # sequences at once
 LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
 trained = my_model(device=device)
@@ -853,7 +853,11 @@ def in_use(block_size):
 p_reserved.against(100 * in_use(1280), calculated=True)
 BLOCK_SIZES = (1, 4, 16, 64, 256, 1280)
 shares = {"in use": [100 * in_use(size) for size in BLOCK_SIZES]}
-display(figures.cost_curve(BLOCK_SIZES, shares, "positions in a block", "reserved positions in use (%)", log=False))
+figure = figures.cost_curve(BLOCK_SIZES, shares, "positions in a block", "reserved positions in use (%)", log=False)
+figure.axes[0].set(xscale="log", ylim=(0, 105))
+figure.axes[0].set_xticks(BLOCK_SIZES, BLOCK_SIZES)
+figure.axes[0].xaxis.set_minor_formatter("")
+display(figure)
 
 # %% [markdown]
 # Most of what is reserved is never used. Blocks of 16 leave a few per cent empty, and so they do in most engines.
@@ -1142,7 +1146,8 @@ engine = engine_for(model, ahead=False, **WAYS["hardly any memory"])  # what is 
 recording = record(engine)
 engine.observers.append(recording)
 answer_all(engine, requests)
-display(show.BatchTimeline(recording.timeline("hardly any memory")))
+named = {id: f"request {id.split('.')[0]}" for id in recording.ids}  # the engine's: request.continuation
+display(show.BatchTimeline(recording.timeline("hardly any memory", named)))
 
 # %% [markdown]
 # Two faults would show in the table of answers and nowhere else: a row that reads a neighbour's block, and a block that

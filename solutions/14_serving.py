@@ -53,6 +53,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from IPython.display import Markdown, display
+from matplotlib.ticker import LogLocator, MaxNLocator
 from torch import Tensor
 
 from labkit import check, hint, predict, recap, reveal
@@ -92,7 +93,7 @@ print(trained)
 # limits: how many run at once, and how many tokens may wait.
 
 # %%
-MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (96, 512, 12, 900)
+MOST, CONTEXT, TOGETHER, WAITING = (256, 1024, 128, 40_000) if gpu else (64, 512, 12, 520)
 server = Hosted(
     trained.folder,
     {
@@ -115,7 +116,7 @@ server = Hosted(
 
 # %% [markdown]
 # The network knows nothing of events. It delivers bytes, in chunks of whatever length; a chunk may hold three events,
-# or half a letter. Here is a stream as it might arrive, 13 bytes at a time:
+# or half a letter. Here is a stream as it might arrive, 13 bytes at a time, and how it begins with 19:
 
 # %% tags=["nbval-check-output"]
 STREAM = 'data: {"text": "naïve"}\n\n: still here\n\ndata: {"text": " café"}\n\ndata: [DONE]\n\n'.encode()
@@ -128,6 +129,7 @@ def cut(stream, size):
 
 for chunk in cut(STREAM, 13):
     print(chunk)
+print("19 bytes:", *cut(STREAM, 19)[:2])
 
 # %% [markdown]
 # The same bytes in a row, coloured by what they belong to; the lines are the network's cuts. They fall where they
@@ -147,8 +149,8 @@ fig.alt = f"Two events, a comment and the end, of {', '.join(map(str, lengths))}
 display(fig)
 
 # %% [markdown]
-# Here both letters of two bytes came whole, by luck. With 19 bytes a chunk the `ï` would lie in two: half a letter,
-# which nobody can decode.
+# With 13 bytes a chunk both letters of two bytes came whole, by luck. With 19 the `ï` lies in two: `\xc3` ends the
+# first chunk, `\xaf` begins the second, and half a letter can be decoded by nobody.
 
 # %% [markdown]
 # Write the reader. (The whole format is in the HTML standard, section 9.2; we
@@ -563,7 +565,7 @@ LONG = {**QUESTION, "max_tokens": MOST, "stream": True}
 print("blocks held before:", held())
 
 # %% [markdown]
-# An answer has some hundred tokens to go, and the connection ends in the middle of a step.
+# The answer has most of its tokens to go, and the connection ends in the middle of a step.
 
 # %%
 p_free = predict("14.free", "The reader leaves: milliseconds until its blocks are free?", 0, 1000, "ms")
@@ -689,6 +691,7 @@ with style.use():
         axes[0].plot(LOADS, [r.ttft.at(0.99) for r in reports], "o-", color=style.PALETTE[1 - at], label=name)
         axes[1].plot(LOADS, [100 * r.refused / len(LENGTHS) for r in reports], "o-", color=style.PALETTE[1 - at])
     axes[0].set(yscale="log", xlabel="offered load (capacity = 1)", ylabel="time to first token, p99 (s)")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("")
     axes[1].set(xlabel="offered load (capacity = 1)", ylabel="turned away (%)")
@@ -953,7 +956,7 @@ if find_spec("schemathesis"):
     from hypothesis import seed as seeded
 
     replies, schema = {}, schemathesis.openapi.from_url(f"{URL}/openapi.json")
-    how = settings(max_examples=40 if gpu else 3, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    how = settings(max_examples=25 if gpu else 2, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     for operation in schema.get_all_operations():
         made = operation.ok()
 
@@ -1043,7 +1046,7 @@ async def open_loop(rate, number):
 
 elsewhere(closed_loop(TOGETHER, TOGETHER))  # warm
 before = scrape()
-closed, rate = elsewhere(closed_loop(TOGETHER, 8 * TOGETHER if gpu else 3 * TOGETHER))
+closed, rate = elsewhere(closed_loop(TOGETHER, 6 * TOGETHER if gpu else 2 * TOGETHER))
 print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) / 2:,.0f} tokens/s")
 
 # %% [markdown]
@@ -1057,7 +1060,7 @@ p_away = predict("14.away", "The highest load: requests that are turned away?", 
 OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.5, 1.0, 3.0)
 swept = {}
 for load in OFFERED:
-    number = min(2000, max(40, int(6 * load * rate))) if gpu else 72 if load > 1 else 14
+    number = min(1000, max(40, int(4 * load * rate))) if gpu else 54 if load > 1 else 10
     swept[load] = elsewhere(open_loop(load * rate, number))
 after = scrape()
 ACCEPTED = {load: [found for found in results if found[0] == 200] for load, results in swept.items()}
@@ -1089,6 +1092,7 @@ with style.use():
         )
     axes[1].plot(OFFERED, [away[load] for load in OFFERED], "o-", color=style.PALETTE[0])
     axes[0].set(yscale="log", xlabel="offered load (capacity = 1)", ylabel="time to first token (ms)")
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].yaxis.set_minor_formatter("")
     axes[1].set(xlabel="offered load (capacity = 1)", ylabel="turned away (%)")
@@ -1385,7 +1389,7 @@ with style.use():
     for at, (name, worst_S) in enumerate(apart.items()):
         axis.plot(worst_S.clamp_min(1e-7), ".", color=style.PALETTE[at], label=name)
     axis.axhline(1e-4, color=style.INK, linestyle="--", linewidth=1)
-    axis.set(yscale="log", xlabel="position", ylabel="largest difference of a logit", ylim=(1e-7, 1e-3))
+    axis.set(yscale="log", xlabel="position", ylabel="largest difference\nof a logit", ylim=(1e-7, 1e-3))
     axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
 fig.alt = (
     "Largest difference of a logit: " + ", ".join(f"{name} {worst.max():.1e}" for name, worst in apart.items()) + "."
@@ -1453,10 +1457,10 @@ def show_chart(letter):
             axes[3].plot(seconds, seen.waiting, color=color)
             axes[4].plot(seconds, seen.free, color=color)
             axes[5].plot(range(6), seen.compared, "o-", color=color)
-        for axis, title in zip(
-            axes, ("answers a second", "4xx so far", "5xx, each second", "waiting", "free blocks"), strict=False
-        ):
+        titles = "answers a second", "4xx so far", "5xx, each second", "waiting", "free blocks"
+        for axis, title in zip(axes, titles, strict=False):
             axis.set(title=title, xlabel="second", ylim=(0, None))
+        axes[2].yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes[5].set(title="letters compared of a wrong key", xlabel="right leading letters", ylim=(0, 7))
         axes[0].legend()
     fig.alt = f"Chart of server {letter} beside its twin: answers, 4xx, 5xx, who waits, free blocks, key comparison."

@@ -5,22 +5,23 @@ each, and GPUs lie on nodes in order. Slots beyond the number of experts hold co
 spread evenly over its copies.
 
 The idea of redundant experts and of groups kept on one node: DeepSeek-V3 (arXiv 2412.19437, sections 3.4.1 and 3.4.2).
-Packing is Graham's longest processing time first (1969, doi 10.1137/0117039) with equally many items in each pack, then
-exchanges of two items while the busiest pack gains.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from labkit.core.packing import copies_for, need_load, pack
 from labkit.core.whole import need_whole
 
-ROUNDS = 24  # copies moved from one expert to another, at most, after the first packing
+__all__ = ["Placement", "copies_for", "lower_bound", "moved", "pack", "place", "place_layers", "spread"]
+
+ROUNDS = 24  # copies moved from one expert to another, or groups between nodes, at most
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Placement:
 
     def gpu_load_under(self, load: ArrayLike) -> NDArray[np.float64]:
         """Load of each GPU, [num_gpus], if the experts had this load [E], such as that of the next hour."""
-        load_E = _need_load("gpu_load_under", load)
+        load_E = need_load("gpu_load_under", load)
         if len(load_E) != self.num_experts:
             raise ValueError(f"gpu_load_under: load of {len(load_E)} experts, the placement has {self.num_experts}")
         each_E = load_E / np.asarray(self.copies)
@@ -137,14 +138,15 @@ def place(
     >>> sorted(set(p.experts[:6])), p.slots_per_gpu
     ([4, 5, 6, 7], 3)
     """
-    load_E = _need_load("place", load)
+    load_E = need_load("place", load)
     _need_sizes(len(load_E), num_slots, num_gpus, num_nodes, num_groups)
     nodes = 1 if num_groups is None else num_nodes
-    found = []
-    for homes in _homes(load_E, num_groups or 1, nodes):
-        placed = [_on_node(load_E, home, num_slots // nodes, num_gpus // nodes) for home in homes]
-        found.append(Placement(tuple(int(e) for part in placed for e in part), tuple(load_E), num_gpus, num_nodes))
-    return min(found, key=lambda p: p.gpu_load.max())
+    found = [
+        _Nodes.of(load_E, homes, num_slots // nodes, num_gpus // nodes)
+        for homes in _homes(load_E, num_groups or 1, nodes)
+    ]
+    best = _with_groups_swapped(load_E, min(found, key=lambda n: n.top), len(load_E) // (num_groups or 1))
+    return Placement(tuple(int(e) for slots in best.slots for e in slots), tuple(load_E), num_gpus, num_nodes)
 
 
 def place_layers(
@@ -157,54 +159,14 @@ def place_layers(
     return tuple(place(load_E, num_slots, num_gpus, num_nodes=num_nodes, num_groups=num_groups) for load_E in load_LE)
 
 
-def copies_for(load: ArrayLike, num_slots: int) -> NDArray[np.int64]:
-    """How many slots each expert gets, [E]: one each, then always one more for the largest load per copy.
-
-    The largest load per copy is then as small as it can be: an expert only gets its next copy when no other expert's
-    copy is larger, so undoing any of these steps leaves a larger one.
-
-    >>> copies_for([6, 1, 1], num_slots=5).tolist()
-    [3, 1, 1]
-    """
-    load_E = _need_load("copies_for", load)
-    if num_slots < len(load_E):
-        raise ValueError(f"copies_for: {num_slots} slots for {len(load_E)} experts; give at least one for each")
-    copies_E = np.ones(len(load_E), np.int64)
-    for _ in range(num_slots - len(load_E)):
-        copies_E[np.argmax(load_E / copies_E)] += 1
-    return copies_E
-
-
 def lower_bound(load: ArrayLike, num_slots: int, num_gpus: int) -> float:
     """A load that no placement's busiest GPU can be below: the mean, or the largest copy if that is larger.
 
     >>> lower_bound([6, 1, 1], num_slots=4, num_gpus=2)
     4.0
     """
-    load_E = _need_load("lower_bound", load)
+    load_E = need_load("lower_bound", load)
     return float(max(load_E.sum() / num_gpus, (load_E / copies_for(load_E, num_slots)).max()))
-
-
-def pack(weights: ArrayLike, packs: int, *, exchange: bool = True) -> NDArray[np.int64]:
-    """The pack of each item, [n]: equally many items in each, the heaviest pack light.
-
-    The heaviest item first, each to the lightest pack with room; then, with `exchange`, the heaviest pack gives an item
-    for a lighter one of another pack, the swap that leaves the heavier of the two lightest, as long as that gains.
-
-    >>> pack([4, 3, 2, 1], packs=2).tolist()
-    [0, 1, 1, 0]
-    """
-    w_n = _need_load("pack", weights)
-    need_whole("pack: packs", packs)
-    if len(w_n) % packs:
-        raise ValueError(f"pack: {len(w_n)} items into {packs} packs; give a multiple")
-    pack_n, loads, room = np.zeros(len(w_n), np.int64), [0.0] * packs, [len(w_n) // packs] * packs
-    for item in np.argsort(-w_n, kind="stable"):
-        least = min((p for p in range(packs) if room[p]), key=loads.__getitem__)
-        pack_n[item] = least
-        loads[least] += float(w_n[item])
-        room[least] -= 1
-    return _exchange(w_n, pack_n, packs) if exchange else pack_n
 
 
 def spread(placement: Placement, topk_ids: ArrayLike) -> NDArray[np.int64]:
@@ -249,13 +211,6 @@ def _over_mean(loads: NDArray[np.float64]) -> float:
     return float(loads.max() / mean) if mean > 0 else 1.0
 
 
-def _need_load(who: str, load: ArrayLike) -> NDArray[np.float64]:
-    load_E = np.asarray(load, float)
-    if load_E.ndim != 1 or not load_E.size or not np.isfinite(load_E).all() or (load_E < 0).any():
-        raise ValueError(f"{who}: load has shape {load_E.shape}; give [experts] finite numbers of zero or more")
-    return load_E
-
-
 def _need_sizes(experts: int, num_slots: int, num_gpus: int, num_nodes: int, num_groups: int | None) -> None:
     for name, value in (("num_slots", num_slots), ("num_gpus", num_gpus), ("num_nodes", num_nodes)):
         need_whole(f"place: {name}", value)
@@ -285,8 +240,68 @@ def _homes(load_E: NDArray, groups: int, nodes: int) -> Iterator[list[NDArray]]:
         yield [members[node_of == node].reshape(-1) for node in range(nodes)]
 
 
-def _on_node(load_E: NDArray, home: NDArray, slots: int, gpus: int) -> NDArray:
-    """The expert of each slot of one node, GPU by GPU: pack, then move copies to the busiest GPU's experts."""
+@dataclass(frozen=True)
+class _Nodes:
+    """Every node's experts, the expert of each of its slots, and its busiest GPU's load."""
+
+    homes: tuple[NDArray, ...]
+    slots: tuple[NDArray, ...]
+    tops: tuple[float, ...]
+    gpus: int
+
+    @classmethod
+    def of(cls, load_E: NDArray, homes: Sequence[NDArray], slots: int, gpus: int) -> _Nodes:
+        placed = [_on_node(load_E, home, slots, gpus) for home in homes]
+        return cls(tuple(homes), tuple(s for s, _ in placed), tuple(t for _, t in placed), gpus)
+
+    @property
+    def top(self) -> float:
+        return max(self.tops)
+
+    def swapped(self, load_E: NDArray, changes: dict[int, NDArray]) -> _Nodes:
+        """The same with other experts on some nodes."""
+        parts = [list(x) for x in (self.homes, self.slots, self.tops)]
+        for node, home in changes.items():
+            placed = _on_node(load_E, home, len(self.slots[node]), self.gpus)
+            parts[0][node], parts[1][node], parts[2][node] = home, *placed
+        return _Nodes(*map(tuple, parts), self.gpus)
+
+
+def _with_groups_swapped(load_E: NDArray, nodes: _Nodes, size: int) -> _Nodes:
+    """The busiest node's groups of `size` experts against others', as long as a swap makes the busiest GPU lighter.
+
+    Balanced nodes are not the aim, a light busiest GPU is: a node with more to do may split it better.
+    """
+    for _ in range(ROUNDS if len(nodes.homes[0]) > size else 0):
+        better = next(_better_swaps(load_E, nodes, size), None)
+        if better is None:
+            break
+        nodes = better
+    return nodes
+
+
+def _better_swaps(load_E: NDArray, nodes: _Nodes, size: int) -> Iterator[_Nodes]:
+    busy = int(np.argmax(nodes.tops))
+    mine = nodes.homes[busy].reshape(-1, size)
+    for other in (n for n in range(len(nodes.homes)) if n != busy):
+        theirs = nodes.homes[other].reshape(-1, size)
+        for i in range(len(mine)):
+            for j in range(len(theirs)):
+                here, there = mine.copy(), theirs.copy()
+                here[i], there[j] = theirs[j], mine[i]
+                changes = {busy: here.reshape(-1), other: there.reshape(-1)}
+                least = max(lower_bound(load_E[h], len(nodes.slots[n]), nodes.gpus) for n, h in changes.items())
+                if least < nodes.top * (1 - 1e-12):
+                    found = nodes.swapped(load_E, changes)
+                    if max(found.tops[n] for n in changes) < nodes.top * (1 - 1e-12):
+                        yield found
+
+
+def _on_node(load_E: NDArray, home: NDArray, slots: int, gpus: int) -> tuple[NDArray, float]:
+    """The expert of each slot of one node, GPU by GPU, and its busiest GPU's load.
+
+    Pack, then move copies to the busiest GPU's experts as long as that gains.
+    """
     load_h = load_E[home]
     copies_h = copies_for(load_h, slots)
     best, items, pack_n = _packed(load_h, copies_h, gpus)
@@ -298,7 +313,7 @@ def _on_node(load_E: NDArray, home: NDArray, slots: int, gpus: int) -> NDArray:
                 break
         else:
             break
-    return home[items[np.argsort(pack_n, kind="stable")]]
+    return home[items[np.argsort(pack_n, kind="stable")]], best
 
 
 def _packed(load_h: NDArray, copies_h: NDArray, gpus: int) -> tuple[float, NDArray, NDArray]:
@@ -326,20 +341,3 @@ def _moved_copy(load_h: NDArray, copies_h: NDArray, busy: NDArray) -> Iterator[N
             other[taker] += 1
             other[giver] -= 1
             yield other
-
-
-def _exchange(w_n: NDArray, pack_n: NDArray, packs: int) -> NDArray:
-    pack_n = pack_n.copy()
-    for _ in range(4 * len(w_n)):
-        loads = np.bincount(pack_n, w_n, minlength=packs)
-        top = int(np.argmax(loads))
-        mine, theirs = np.flatnonzero(pack_n == top), np.flatnonzero(pack_n != top)
-        if not len(theirs):
-            break
-        shift = w_n[mine][:, None] - w_n[theirs][None, :]
-        heavier = np.maximum(loads[top] - shift, loads[pack_n[theirs]][None, :] + shift)
-        i, j = np.unravel_index(np.argmin(heavier), heavier.shape)
-        if heavier[i, j] >= loads[top] * (1 - 1e-12):
-            break
-        pack_n[mine[i]], pack_n[theirs[j]] = pack_n[theirs[j]], top
-    return pack_n

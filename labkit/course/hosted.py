@@ -128,10 +128,9 @@ def _tell(**what: Any) -> None:
 
 
 async def _serve(asked: dict[str, Any]) -> None:
-    from tokenizers import Tokenizer
-
     from labkit.serve.server import Settings, serve
     from labkit.serve.server.launch import listen
+    from labkit.serve.tokenizer import read
     from labkit.serve.worker import Spec, Worker
 
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
@@ -145,7 +144,7 @@ async def _serve(asked: dict[str, Any]) -> None:
         loop.call_soon_threadsafe(stop.set)  # whoever started this is gone, or has closed it
 
     threading.Thread(target=obey, daemon=True).start()
-    settings, tokenizer = Settings(**asked["settings"]), Tokenizer.from_file(f"{asked['folder']}/tokenizer.json")
+    settings, tokenizer = Settings(**asked["settings"]), read(asked["folder"])
     ready = {"on_ready": lambda: _tell(url=url)}
     await serve(worker, tokenizer, settings, opened, drain_seconds=LEAVE_SECONDS, stop=stop, **ready)
 

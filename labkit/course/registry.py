@@ -129,7 +129,9 @@ def alias(
         if "@" in model:
             raise ValueError(f"--remove was given with {model!r}; give the model's name alone, {name!r}")
         registry.unalias(name, alias, expect=expect)
-        typer.echo(f"{name}@{alias} names nothing any more; undo with: labkit registry rollback {name} {alias}")
+        typer.echo(
+            f"{name}@{alias} names nothing any more; until a gc this undoes it: labkit registry rollback {name} {alias}"
+        )
         return
     before = registry.aliases(name).get(alias, "nothing")
     version = registry.alias(name, alias, ref, expect=expect)

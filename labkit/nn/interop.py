@@ -19,6 +19,7 @@ from labkit.core.names import family_of, from_hf_config, to_hf_config, undescrib
 from labkit.core.positions import older_rope
 from labkit.nn import shards
 from labkit.nn.model import Transformer, filled
+from labkit.nn.skeleton import skeleton
 from labkit.nn.tensor_names import UNUSED, WORDS, Piece, pieces
 
 KEPT_WIDE = ".expert_bias_E"  # the selection bias moves by thousandths: transformers keeps it in float32 too
@@ -51,8 +52,7 @@ def load(
     config, family = read_config(folder)
     with shards.Shards(folder) as files:
         config = _without_absent_modules(config, files.names)
-        with torch.device("meta"):
-            model = Transformer(config, implementation)
+        model = skeleton(config, implementation)
         wanted = _wanted(model, family)
         _check_names(files, config, {piece.name for found in wanted.values() for piece in found})
         dtype = dtype or files.stored("model.embed_tokens.weight").dtype
@@ -110,7 +110,7 @@ def to_hf(model: Transformer) -> dict[str, Tensor]:
 def layout(config: ModelConfig, family: str) -> dict[str, tuple[int, ...]]:
     """Every tensor that a folder of such a model holds, and its shape there; `family` is a key of `WORDS`."""
     with torch.device("meta"):
-        wanted, model = {}, Transformer(config)
+        wanted, model = {}, skeleton(config)
         state = model.state_dict()
         for name, found in _wanted(model, family).items():
             for piece in found:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-import torch
 from torch import Tensor
 
 from labkit.core.config import ModelConfig
 from labkit.core.routing import Routing
 from labkit.nn.model import Transformer, filled
+from labkit.nn.skeleton import skeleton
 
 
 def rebuilt(model: Transformer, config: ModelConfig, changed: Mapping[str, Tensor]) -> Transformer:
@@ -21,8 +21,7 @@ def rebuilt(model: Transformer, config: ModelConfig, changed: Mapping[str, Tenso
         changed: tensors by their names in the new model.
     """
     first = next((block.ffn.experts for block in model.layers if hasattr(block.ffn, "experts")), None)
-    with torch.device("meta"):
-        new = Transformer(config, getattr(first, "implementation", "auto"))
+    new = skeleton(config, getattr(first, "implementation", "auto"))
     old = model.state_dict()
     state = {name: changed.get(name, old.get(name)).detach().clone() for name in new.state_dict()}
     return filled(new, state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from labkit.core.timeline import (
@@ -77,8 +77,15 @@ class Recording:
         self.began.append(began)
         self.seconds.append(getattr(seen, "seconds", (began if ended is None else ended) - began))
 
-    def timeline(self, name: str = "continuous") -> Timeline:
-        """What was recorded so far. Raises ValueError if that is nothing."""
+    def timeline(self, name: str = "continuous", named: Mapping[str, str] | None = None) -> Timeline:
+        """What was recorded so far.
+
+        Args:
+            name: of the way in which the work was batched.
+            named: readable names for sequences, by their ids; whoever has none keeps the id.
+
+        Raises ValueError if nothing was recorded.
+        """
         if not self.began:
             raise ValueError("nothing was recorded; give the recording to simulate as `look`, or to engine.observers")
         self._note_lengths()
@@ -86,7 +93,7 @@ class Recording:
         waits = [Span(row, WAITING, first, steps) for row, first in self.waiting.items()]
         spans = sorted([*self.spans, *self.computing.values(), *waits], key=lambda span: (span.row, span.first))
         return Timeline(
-            name, tuple(self.ids), tuple(self.prompts), tuple(self.outputs), steps,
+            name, tuple((named or {}).get(id, id) for id in self.ids), tuple(self.prompts), tuple(self.outputs), steps,
             tuple(spans), self.blocks.holds(steps), tuple(self.events), tuple(self.copies),
             limits.num_blocks, limits.block_size, tuple(self.began), tuple(self.seconds), self.missing,
         )  # fmt: skip

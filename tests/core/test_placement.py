@@ -45,7 +45,7 @@ def problems(draw):
     return load, slots, gpus, nodes, groups
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, derandomize=True, deadline=None)
 @given(problems())
 def test_random_loads_are_placed_at_least_as_evenly_as_greedy(problem):
     load, slots, gpus, nodes, _ = problem
@@ -58,7 +58,7 @@ def test_random_loads_are_placed_at_least_as_evenly_as_greedy(problem):
     assert top <= greedy(load, slots, gpus) * (1 + 1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=60, derandomize=True, deadline=None)
 @given(problems())
 def test_a_group_never_leaves_its_node(problem):
     load, slots, gpus, nodes, groups = problem
@@ -73,11 +73,11 @@ def test_a_group_never_leaves_its_node(problem):
     assert p.gpu_load.sum() == pytest.approx(sum(load))
 
 
-@pytest.mark.parametrize("layer", [0, 1])
-def test_as_even_as_the_published_example(layer):
+@pytest.mark.parametrize(("layer", "top"), [(0, 151.0), (1, 179.5)])
+def test_at_least_as_even_as_the_published_example(layer, top):
     theirs = Placement(PUBLISHED[layer], EXAMPLE[layer], 8, 2)
     ours = place(EXAMPLE[layer], 16, 8, num_nodes=2, num_groups=4)
-    assert ours.imbalance <= theirs.imbalance
+    assert ours.gpu_load.max() == top <= theirs.gpu_load.max()
     assert place(EXAMPLE[layer], 16, 8, num_nodes=2).imbalance < theirs.imbalance
 
 
@@ -87,9 +87,9 @@ def test_layers_one_by_one():
 
 
 def test_a_perfect_packing_is_found_where_greedy_misses_it():
-    weights = [7, 6, 5, 5, 4, 3]  # 7 + 5 + 3 and 6 + 5 + 4
-    plain = np.bincount(pack(weights, 2, exchange=False), weights)
-    assert plain.max() >= np.bincount(pack(weights, 2), weights).max() == 15
+    weights = [11, 9, 7, 6, 5, 2]  # 11 + 7 + 2 and 9 + 6 + 5
+    assert np.bincount(pack(weights, 2, exchange=False), weights).max() == 21
+    assert np.bincount(pack(weights, 2), weights).max() == 20
 
 
 def test_one_hot_expert_gets_every_spare_slot():

@@ -84,7 +84,8 @@ def test_every_badge_has_its_workflow():
 def test_the_readme_names_exactly_the_commands_that_exist():
     text = (ROOT / "README.md").read_text("utf-8")
     rows = re.findall(r"^\| `labkit (\w+)", text, re.MULTILINE)
-    assert sorted(rows) == sorted(command.callback.__name__ for command in cli.app.registered_commands)
+    groups = [group.name for group in cli.app.registered_groups]
+    assert sorted(rows) == sorted([command.callback.__name__ for command in cli.app.registered_commands] + groups)
 
 
 def tracked() -> list[Path]:

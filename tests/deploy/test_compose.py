@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
+import runpy
 import threading
 import urllib.request
 from http.server import ThreadingHTTPServer
@@ -105,10 +105,7 @@ def test_the_image_serves_as_it_says():
 
 
 def test_the_pager_prints_what_it_is_told(capsys):
-    spec = importlib.util.spec_from_file_location("pager", MONITORING / "pager.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), module.Pager)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), runpy.run_path(str(MONITORING / "pager.py"))["Pager"])
     thread = threading.Thread(target=server.handle_request)
     thread.start()
     alert = {"status": "firing", "annotations": {"summary": "No replica is ready"}}

@@ -309,6 +309,7 @@ ALONE = {
     "longest": {"int(lengths[n])": "int(lengths.max())", "for pool in": ".nan_to_num(0.0) for pool in"},
     "one_too_many": {"int(lengths[n])": "min(int(lengths[n]) + 1, tables.shape[1] * size)",
                      "for pool in": ".nan_to_num(0.0) for pool in"},
+    "begun_blocks": {"int(lengths[n])": "-(-int(lengths[n]) // size) * size"},
     "itself_left_out": {"int(lengths[n])": "max(int(lengths[n]) - 1, 1)"},
     "no_softmax": {"torch.softmax(scale * k[:, h // share] @ query[n, h], dim=0)":
                    "scale * k[:, h // share] @ query[n, h]"},
@@ -336,6 +337,12 @@ def gathered(query, key, value, tables, lengths, scale):
 
 
 GATHERED = {
+    "full_blocks": {">= lengths[:, None]": ">= lengths[:, None] // key.shape[1] * key.shape[1]"},
+    "zero_is_nobody": {
+        ">= lengths[:, None]": ">= lengths[:, None]; past = past | (tables == 0).repeat_interleave(key.shape[1], 1)"
+    },
+    "over_batch": {".softmax(3)": ".softmax(0)"},
+    "over_groups": {".softmax(3)": ".masked_fill(past[:, None, None], -1e9).softmax(1) * ~past[:, None, None]"},
     "nan": {", torch.where(past[..., None, None], 0.0, v)": ", v"},
     "zero_mask": {"-math.inf, logits": "0.0, logits"},
     "over_heads": {".softmax(3)": ".masked_fill(past[:, None, None], -1e9).softmax(2) * ~past[:, None, None]"},
@@ -386,6 +393,11 @@ WAITS = {
     "zeros_left_out": {"for i in range(1, len(seconds))]": "for i in range(1, len(seconds)) if seconds[i] > "
                        "seconds[i - 1]]"},
     "each_once": {"values = sorted(values)": "values = sorted(set(values))"},
+    "swapped_pair": {"return share(firsts), share(gaps)": "return share(gaps), share(firsts)"},
+    "percentile_of_each": {
+        "return share(firsts), share(gaps)": "each = [share([b - a for a, b in zip(s, s[1:])]) for s in times.values()]"
+        "; return share(firsts), share([gap for gap in each if gap is not None])"},
+    "rank_from_0": {NEXT: "values[-(-len(values) * percent // 100)]"},
 }  # fmt: skip
 
 NEAR_MISSES = {

@@ -120,6 +120,15 @@ def test_back_pressure_passes_through_and_a_replica_that_is_not_ready_is_passed_
     assert play.run()[0] == 503, "there is nobody else to ask"
 
 
+@pytest.mark.parametrize("before", [[], [(200, EVENTS), (b"data: {}\n\n",)]])
+def test_a_fault_of_ours_is_an_error_in_the_right_shape(before):
+    play = Play({"a": [[*before, ZeroDivisionError()]]})
+    status, body, _ = play.run()
+    assert status == (200 if before else 500)
+    told = body.decode().strip().split("\n\n")[-1].removeprefix("data: ")
+    assert json.loads(told)["error"]["code"] == "internal"
+
+
 def test_without_a_replica_the_answer_is_503_and_says_when_to_come_again():
     status, body, headers = Play({}, ids="", wait=0.1).run()
     assert (status, json.loads(body)["error"]["code"]) == (503, "no_replica")
@@ -186,6 +195,7 @@ def test_targets_are_what_prometheus_understands():
     told = targets([member("a"), member("b", "v2")], "front:80")
     assert [one["targets"] for one in told] == [["here:a"], ["here:b"], ["front:80"]]
     assert told[1]["labels"] == {"job": "labkit", "replica": "b", "model": "m", "version": "v2"}
+    assert told[2]["labels"] == {"job": "labkit-fleet"}, "prometheus.yml takes the ending off"
     assert all(isinstance(value, str) for one in told for value in one["labels"].values())
 
 

@@ -21,6 +21,7 @@ import pytest
         "server.settings",
         "server.model",
         "server.keys",
+        "tokenizer",
         "timeline",
         "fleet.fleet",
         "fleet.drill",

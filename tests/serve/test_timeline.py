@@ -295,6 +295,15 @@ def test_decoding_is_told_from_a_prompt_cut_short():
     ]  # fmt: skip
 
 
+def test_sequences_can_be_named():
+    scheduler = Scheduler(Limits(8, block_size=4))
+    look = record(scheduler)
+    simulate(scheduler, [Job(0.0, (1, 2, 3), 3), Job(0.0, (4,), 2)], look=look)
+    first, second = look.ids
+    assert look.timeline(named={first: "request 1"}).ids == ("request 1", second)
+    assert look.timeline().ids == (first, second)
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [

@@ -1,4 +1,4 @@
-"""The `lab` fixture for every browser test in this folder."""
+"""The fixtures of every browser test in this folder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from jupyter_browser import lab
+from jupyter_browser import jupyter, lab
 
-__all__ = ["lab"]
+__all__ = ["jupyter", "lab"]

@@ -1,7 +1,7 @@
 """A JupyterLab of its own and a real Chromium on it: what every widget's browser test drives.
 
-`lab` (one server a module) starts JupyterLab in a temporary folder with private Jupyter directories, and opens
-notebooks given as a list of cells. No request leaves the machine, and the tests hold that.
+`jupyter` (one a process) starts JupyterLab in a temporary folder with private Jupyter directories; `lab` (one a module)
+opens notebooks in it, given as a list of cells. No request leaves the machine, and the tests hold that.
 """
 
 from __future__ import annotations
@@ -189,12 +189,29 @@ def jupyterlab(folder: Path) -> Iterator[tuple[Path, str]]:
                 os.killpg(server.pid, signal.SIGKILL)
 
 
+def _end_kernels(address: str) -> None:
+    """What one module's notebooks have left is no other's."""
+    answer = urllib.request.urlopen(f"{address}/api/kernels?token={TOKEN}", timeout=30)
+    for kernel in json.load(answer):
+        path = f"{address}/api/kernels/{kernel['id']}?token={TOKEN}"
+        urllib.request.urlopen(urllib.request.Request(path, method="DELETE"), timeout=30).close()
+
+
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """One JupyterLab for all browser tests of a process: its root folder and its address."""
+    with jupyterlab(tmp_path_factory.mktemp("jupyterlab")) as found:
+        yield found
+
+
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    """One JupyterLab and one Chromium for a module of tests."""
+def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """A Chromium on that JupyterLab for a module of tests, and kernels that end with it."""
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     executable = chromium()
-    with jupyterlab(tmp_path_factory.mktemp("jupyterlab")) as (root, address), sync_api.sync_playwright() as play:
+    root, address = request.getfixturevalue("jupyter")
+    with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=executable, args=CHROMIUM_FLAGS)
         yield Lab(root, address, browser)
         browser.close()
+    _end_kernels(address)

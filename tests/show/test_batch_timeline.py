@@ -322,6 +322,12 @@ def test_every_size_has_a_picture_with_words(timeline):
     assert "  " not in alt
 
 
+def test_both_panels_of_the_picture_end_together():
+    steps, sequences = batch_timeline(SMALL).picture().axes[:2]
+    assert SMALL.num_steps < batch_timeline(SMALL).shown
+    assert steps.get_xlim() == sequences.get_xlim() == (0, SMALL.num_steps)
+
+
 def test_what_was_not_recorded_is_said():
     from dataclasses import replace
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,7 +60,7 @@ class PagedAttention:
     """`paged_attention` with one thing wrong."""
 
     def __init__(self, wrong: str) -> None:
-        self.wrong = wrong
+        self.wrong, _, self.how = wrong.partition(", ")
 
     def __call__(
         self, query_NHd: Tensor, key_BSGd: Tensor, value_BSGd: Tensor, tables_NM: Tensor, lengths_N: Tensor,
@@ -73,7 +74,9 @@ class PagedAttention:
             key_BSGd, value_BSGd = value_BSGd, key_BSGd
         position_P = torch.arange(tables_NM.shape[1] * size)
         rows_NP = self._rows(tables_NM, position_P, size) % (key_BSGd.shape[0] * size)
-        seen_NP = self._seen(position_P, lengths_N)
+        seen_NP = self._seen(position_P, lengths_N, size)
+        if wrong == "zero_is_nobody":
+            seen_NP = seen_NP & (tables_NM[:, position_P // size] != 0)
         seen_N11P, hidden = seen_NP[:, None, None], ~seen_NP[..., None, None]
         key_NPGd, value_NPGd = (pool.flatten(0, 1)[rows_NP] for pool in (key_BSGd, value_BSGd))
         key_NPGd = key_NPGd.masked_fill(hidden, 0.0)
@@ -87,8 +90,13 @@ class PagedAttention:
         return self._whole(torch.einsum("ngrp,npgd->ngrd", weights, value_NPGd), H)
 
     def _softmax(self, logits: Tensor, seen: Tensor) -> Tensor:
-        if self.wrong == "over_heads":
-            return logits.masked_fill(~seen, -1e9).softmax(dim=2) * seen
+        axis: dict[str, Any] = {"over_batch": 0, "over_groups": 1, "over_heads": 2}
+        if self.wrong in axis:
+            if self.how == "of all":
+                return logits.flatten(1, 2).masked_fill(~seen[:, 0], -1e9).softmax(1).view_as(logits) * seen
+            if self.how == "minus infinity":
+                return logits.softmax(dim=axis[self.wrong])
+            return logits.masked_fill(~seen, -1e9).softmax(dim=axis[self.wrong]) * seen
         if self.wrong == "no_softmax":
             return logits.masked_fill(~seen, 0.0)
         if self.wrong == "mean":
@@ -113,8 +121,12 @@ class PagedAttention:
             return block_NP[:1].expand_as(block_NP) * size + offset_P
         return block_NP * size + offset_P
 
-    def _seen(self, position_P: Tensor, lengths_N: Tensor) -> Tensor:
-        wrong = self.wrong
+    def _seen(self, position_P: Tensor, lengths_N: Tensor, size: int) -> Tensor:
+        wrong, block_P = self.wrong, position_P // size
+        if wrong == "begun_blocks":
+            return block_P * size < lengths_N[:, None]
+        if wrong == "full_blocks":
+            return (block_P + 1) * size <= lengths_N[:, None]
         if wrong == "everything":
             return (position_P >= 0).expand(len(lengths_N), -1)
         if wrong == "longest":

@@ -151,14 +151,34 @@ class PlaceOtherwise:
 
 
 class LatenciesOtherwise(Latencies):
-    """`latencies` that leaves out some of the values."""
+    """`latencies` that leaves out some of the values, or takes another percentile of them."""
+
+    def __call__(
+        self, arrived: Mapping[str, float], tokens: Sequence[tuple[float, str]], percent: int
+    ) -> tuple[float | None, float | None]:
+        first, gaps = super().__call__(arrived, tokens, percent)
+        if self.wrong == "swapped_pair":
+            return gaps, first
+        if self.wrong == "percentile_of_each":
+            each = [right.latencies(arrived, [one for one in tokens if one[1] == id], percent)[1] for id in arrived]
+            gaps = self._at([gap for gap in each if gap is not None], percent)
+        return first, gaps
 
     def _gaps(self, tokens: Sequence[tuple[float, str]], by_id: dict[str, list[float]], first: list[float]) -> list:
         gaps = super()._gaps(tokens, by_id, first)
         return [gap for gap in gaps if gap] if self.wrong == "zeros_left_out" else gaps
 
     def _at(self, values: list[float], percent: int) -> float | None:
+        if self.wrong == "rank_from_0, to the end" and values:
+            return sorted(values)[-(-percent * len(values) // 100)]
+        if self.wrong == "rank_from_0" and values:
+            return sorted(values)[min(-(-percent * len(values) // 100), len(values) - 1)]
         return super()._at(list(set(values)) if self.wrong == "each_once" else values, percent)
+
+
+def beyond_the_list(failure: Failure) -> bool:
+    """Whether a rank was asked for that the list does not have."""
+    return failure.outcome.error_type == "IndexError" and any(failure.expected)
 
 
 def zero_refused(failure: Failure) -> bool:

@@ -111,6 +111,7 @@ PLACE = (
     ),
 )
 
+_RANK = "The rank was taken for an index. Ranks count from 1, lists from 0: sorted(values)[rank − 1]."
 LATENCIES = (
     *_LATENCIES,
     *known(
@@ -118,6 +119,11 @@ LATENCIES = (
         {
             "zeros_left_out": "Gaps of 0 were left out. Two tokens may come at once, and a gap of nothing is a gap.",
             "each_once": "Equal values were counted once. A percentile counts all of them: a list, no set.",
+            "swapped_pair": "The two came back in the wrong order: first the wait for the first token, then the gap.",
+            "percentile_of_each": "A percentile of each request's gaps was taken, and one of these. Put all gaps "
+            "together: a request of many tokens has many.",
+            "rank_from_0": _RANK,
         },
     ),
+    Mistake("rank_from_0", _RANK, like=more.LatenciesOtherwise("rank_from_0, to the end"), when=more.beyond_the_list),
 )

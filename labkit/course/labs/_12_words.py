@@ -45,7 +45,7 @@ _AGAIN = [
 ]
 LEFT_PAD = (*_LEFT_PAD, *_AGAIN)
 
-PAGED_ATTENTION = known(
+_PAGED_ATTENTION = known(
     PagedAttention,
     {
         "no_table": "The table has no effect: rows 0, 1, 2, … of the pool were read. They belong to whoever got these "
@@ -61,6 +61,11 @@ PAGED_ATTENTION = known(
         "sorted_blocks": "The blocks were taken in the order of their numbers. A table is in the order of positions.",
         "everything": "Nothing is masked: a query looks at rows past its sequence's length, which belong to nobody or "
         "to others.",
+        "begun_blocks": "A sequence's last block was seen whole. Past its length nobody has written, or somebody else "
+        "has: compare positions, not blocks, with the length.",
+        "full_blocks": "Only blocks that are full were seen. The last one is begun, and the newest tokens stand in it.",
+        "zero_is_nobody": "Block 0 was taken for no block. It is a block like the others; how far a table counts, the "
+        "length says.",
         "longest": "Every sequence was given the longest one's length. Each has its own: lengths[:, None].",
         "one_too_many": "One position too many is seen. A sequence of length n has positions 0 to n − 1: `<`.",
         "itself_left_out": "The newest position is missing. Its key is in the cache already, and a token sees itself.",
@@ -68,6 +73,9 @@ PAGED_ATTENTION = known(
         "anything, so mask the *values* (and keys), not only the logits.",
         "zero_mask": "Masked logits were set to 0, and exp(0) is 1. Strike out with −∞.",
         "over_heads": "The softmax went over the heads. It goes over positions.",
+        "over_batch": "The softmax went over the batch, so that sequences shared their weights. It goes over a "
+        "sequence's own positions.",
+        "over_groups": "The softmax went over the groups of heads. It goes over positions.",
         "no_softmax": "The softmax is missing: logits were taken for weights.",
         "mean": "Every position has the same weight. Queries and keys have no effect.",
         "heads_in_turn": "Query heads took the key heads in turn, 0 1 0 1. With grouped queries, neighbours share: "
@@ -80,4 +88,17 @@ PAGED_ATTENTION = known(
         "divided": "The logits were divided by the scale. It is a factor.",
         "swapped": "Keys and values were exchanged.",
     },
+)
+_OVER = {
+    "over_heads": ("of all", "minus infinity"),
+    "over_batch": ("minus infinity",),
+    "over_groups": ("minus infinity",),
+}
+PAGED_ATTENTION = (
+    *_PAGED_ATTENTION,
+    *(
+        Mistake(mistake.name, mistake.says, like=PagedAttention(f"{mistake.name}, {how}"))
+        for mistake in _PAGED_ATTENTION
+        for how in _OVER.get(mistake.name, ())
+    ),
 )

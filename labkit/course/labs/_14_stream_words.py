@@ -3,18 +3,8 @@
 from __future__ import annotations
 
 from labkit.course.judge import Mistake
-from labkit.course.labs._14_stream_mistakes import (
-    Events,
-    Relay,
-    UntilStop,
-    asks_on,
-    blocks_left,
-    early,
-    goes_on,
-    half_a_character,
-    late,
-    never_submitted,
-)
+from labkit.course.labs._14_relay_mistakes import Relay, blocks_left, goes_on, never_submitted
+from labkit.course.labs._14_stream_mistakes import Events, UntilStop, asks_on, early, half_a_character, late
 
 _EVENTS = {
     "a_chunk_is_an_event": "Every chunk was taken for an event. TCP knows no events: a chunk may hold half of one, or "

@@ -1,8 +1,8 @@
 """Lab 14: an engine behind a server. Its exercises and words that help.
 
 What they are tested on lies in `_14_cases`, right answers in `_14_answers`, the mistakes that their checks know in
-`_14_stream_words` and `_14_words`, as `_14_stream_mistakes` and `_14_mistakes` make them; more in
-`_14_more_mistakes`.
+`_14_stream_words` and `_14_words`, as `_14_stream_mistakes`, `_14_relay_mistakes` and `_14_mistakes` make them; more
+in `_14_more_mistakes`.
 """
 
 from __future__ import annotations

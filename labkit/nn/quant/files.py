@@ -24,6 +24,7 @@ from labkit.nn.quant.rooms import room_of
 from labkit.nn.quant.schemes import Scheme
 from labkit.nn.quant.schemes import scheme as find_scheme
 from labkit.nn.quant.targets import target_of
+from labkit.nn.skeleton import skeleton
 
 METHOD = "labkit"
 VERSION = 1
@@ -113,8 +114,7 @@ def _config(model: nn.Module) -> dict[str, Any]:
 def _skeleton(config: dict[str, Any], folder: Path) -> nn.Module:
     """The plain model of a configuration: ours without memory, that of transformers with what it draws."""
     if "labkit" in config:
-        with torch.device("meta"):
-            return Transformer(ModelConfig.from_dict(config["labkit"]))
+        return skeleton(ModelConfig.from_dict(config["labkit"]))
     import transformers
 
     values = {key: value for key, value in config.items() if key != "quantization_config"}

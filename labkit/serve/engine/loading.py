@@ -13,6 +13,7 @@ from labkit.core.memory import kv_cache_bytes_per_token
 from labkit.nn.model import Transformer
 from labkit.serve.engine.runner import Runner, TorchRunner
 from labkit.serve.scheduler.limits import Limits
+from labkit.serve.tokenizer import read
 
 if TYPE_CHECKING:
     from labkit.serve.engine.engine import Engine
@@ -29,7 +30,8 @@ def load(
     *,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    limits: Limits | None = None,
+    limits: Limits | Callable[[Transformer], Limits] | None = None,
+    tokenizer: Any = None,
     implementation: str = "auto",
     on_progress: Callable[[float, str], object] | None = None,
     **options: Any,
@@ -39,7 +41,9 @@ def load(
     Args:
         folder: with config.json, safetensors and, if there is one, a tokenizer.
         device: None: a GPU if there is one. dtype: None: as stored on a GPU, float32 on the CPU, where it is faster.
-        limits: None: `default_limits`. implementation: of the experts. options: of `Engine`.
+        limits: or what makes them of the model once it is loaded; None: `default_limits`.
+        tokenizer: None: the folder's, of transformers where tokenizer.json alone does not say all.
+        implementation: of the experts. options: of `Engine`.
         on_progress: called with a share (0 to 1) and what was loaded last.
 
     Raises ValueError as `nn.interop.load` does.
@@ -59,10 +63,12 @@ def load(
         implementation=implementation,
         on_progress=lambda share: tell(0.9 * share, "weights"),
     )
-    eos = eos_of(Path(folder))
-    tokenizer = (plain_tokenizer(Path(folder)) if eos else None) or tokenizer_of(folder)
     tell(0.95, "tokenizer")
-    eos = eos or eos_of(Path(folder), tokenizer)
+    eos = eos_of(Path(folder))
+    if not eos or tokenizer is None:
+        theirs = (plain_tokenizer(Path(folder)) if eos else None) or tokenizer_of(folder)
+        tokenizer, eos = tokenizer or theirs, eos or eos_of(Path(folder), theirs)
+    limits = limits(model) if callable(limits) else limits
     return Engine(model, tokenizer, limits, **{"eos_token_ids": eos, "name": Path(folder).name, **options})
 
 
@@ -77,12 +83,7 @@ def plain_tokenizer(folder: Path) -> Any:
     words = json.loads(beside.read_text("utf-8"))
     if words.get("tokenizer_class") not in _PLAIN or words.get("add_bos_token") or words.get("add_eos_token"):
         return None
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(file))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return read(folder)
 
 
 def tokenizer_of(folder: str | Path) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from labkit.nn.cache import KVCache
 from labkit.nn.model import Transformer, evaluating, filled
+from labkit.nn.skeleton import skeleton
 
 TOLERANCE = 1e-4
 """How far a logit may be from the model's, both in float32; times the largest logit where that is above one."""
@@ -52,8 +53,7 @@ def wide(model: Transformer, **changes: bool) -> Transformer:
 
 def shared(model: Transformer, take: Callable[[Tensor], Tensor] = torch.Tensor.detach, **changes: bool) -> Transformer:
     """A model around the same tensors, each passed through `take`, with some of the configuration changed."""
-    with torch.device("meta"):
-        new = Transformer(model.config.replace(**changes))
+    new = skeleton(model.config.replace(**changes))
     old = model.state_dict()
     state = {name: take(old[name]) for name in new.state_dict()}
     if not new.config.tie_embeddings and model.config.tie_embeddings:

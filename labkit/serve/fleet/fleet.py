@@ -176,7 +176,7 @@ class Fleet:
             ref: another alias or version to follow from now on.
 
         Returns the version that is served. Raises `RolloutRefused` if the new one is not whole or there is no room for
-        it; the old one goes on. Raises RuntimeError if its replicas do not start.
+        it; the old one goes on. Raises RuntimeError if its replicas do not start; the old version is then brought back.
         """
         before = self.plan, self._version
         if ref is not None:
@@ -192,13 +192,13 @@ class Fleet:
             return self._version
         try:
             self._deploy()
-            self._until(
-                lambda: [one.version for one in self.replicas()] == [self._version] * self.plan.replicas,
-                f"the replicas of {self._version} did not become ready",
-            )
-        except BaseException:
+            self._until(self._renewed, f"the replicas of {self._version} did not become ready")
+        except RuntimeError as error:
+            words = f"{self.plan.name} {self._version} does not start: {error}; {before[1]} is brought back"
+            self.plan, self._version = before
             self._note("failed")
-            raise
+            self._deploy()
+            raise RuntimeError(words) from error
         self._note("done")
         return self._version
 
@@ -225,11 +225,16 @@ class Fleet:
     def _pull(self) -> str:
         """The version that is asked for, whole and verified on this machine."""
         from labkit.serve.registry import open_registry
+        from labkit.serve.server.model import Model
 
         registry = open_registry(self.plan.store)
         version = registry.version(self.plan.name, self.plan.ref).id
-        registry.pull(self.plan.name, version, self.plan.cache)
+        Model(str(registry.pull(self.plan.name, version, self.plan.cache)))  # it raises if this is no model
         return version
+
+    def _renewed(self) -> bool:
+        there = self.replicas()
+        return len(there) >= self.plan.replicas and {one.version for one in there} == {self._version}
 
     def _deploy(self) -> None:
         from labkit.serve.fleet import app

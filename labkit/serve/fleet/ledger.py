@@ -88,4 +88,4 @@ def targets(members: Sequence[Member], front: str) -> list[dict[str, object]]:
         }
         for member in members
     ]
-    return [*groups, {"targets": [front], "labels": {"job": "fleet"}}]
+    return [*groups, {"targets": [front], "labels": {"job": "labkit-fleet"}}]

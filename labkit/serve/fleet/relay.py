@@ -7,6 +7,7 @@ event of a stream. Until then a request whose replica dies is sent again; after 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -22,6 +23,7 @@ from labkit.serve.server.errors import ApiError, unavailable
 from labkit.serve.server.stream import event
 
 AGAIN = (503,)  # a replica that accepts nothing has done nothing: another one may
+log = logging.getLogger("ray.serve")
 PAUSE = 0.05  # seconds between two looks for a replica
 
 
@@ -61,6 +63,10 @@ class Relay:
             outcome = await self._travel(trip, plain(scope), body, asked)
         except ApiError as error:
             outcome = await trip.fail(error)
+        except Exception:
+            log.exception("a request failed in the front or in a replica")
+            words = "the fleet failed on this request; it goes on with others"
+            outcome = await trip.fail(ApiError(500, words, code="internal"))
         finally:
             self._ledger.in_flight.dec()
             self._ledger.requests.labels(trip.replica, outcome).inc()

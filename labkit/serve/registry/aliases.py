@@ -56,7 +56,9 @@ class Alias:
 
     @property
     def kept(self) -> set[str]:
-        """The ids that must not be collected: what it names and what a rollback would."""
+        """The ids that must not be collected: what it names and what a rollback would; of a removed one, none."""
+        if self.now is None:
+            return set()
         return {pin.id for pin in (self.now, *self.before[-1:]) if pin}
 
     def to(self, pin: Pin | None) -> Alias:

@@ -15,7 +15,7 @@ import threading
 from pathlib import Path
 
 from labkit.serve.registry import disk, published
-from labkit.serve.registry.fetch import fetch
+from labkit.serve.registry.fetch import fetch, part_name
 from labkit.serve.registry.manifest import Shard, Version
 from labkit.serve.registry.meter import Meter, Say
 from labkit.serve.registry.plan import CHUNK
@@ -73,7 +73,7 @@ class Cache:
             if _is_whole(tree, shard):
                 meter.add(shard.bytes, f"{shard.path} is here already")
                 return
-            part = work / "parts" / hashlib.sha256(shard.path.encode()).hexdigest()
+            part = work / "parts" / part_name(shard)
             key = published.shard_key(version.name, shard.sha256)
             fetch(store, key, shard, part, lambda count: meter.add(count, f"fetching {shard.path}"), stop)
             if not stop.is_set():

@@ -20,6 +20,11 @@ from labkit.serve.registry.store import Sent, Store
 TRIES, PAUSE = 4, 0.1  # without a new byte in between; seconds, doubled each time
 
 
+def part_name(shard: Shard) -> str:
+    """What a shard's file is called while it is fetched: a flat name, whatever its path is."""
+    return hashlib.sha256(shard.path.encode()).hexdigest()
+
+
 def fetch(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: threading.Event) -> None:
     """Fill `part` with a shard's bytes; returns with less only if `stop` was set.
 

@@ -11,7 +11,7 @@ import json
 import time
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from labkit.serve.registry.errors import Damaged, Lost, Missing
@@ -122,8 +122,9 @@ class Collector:
         self._beaten = time.monotonic()
 
     def end(self) -> None:
-        """Say that it is over."""
-        self._store.write(self._key, _free(), tag=self._tag)
+        """Say that it is over; nothing happens if its place was taken."""
+        with suppress(Lost):
+            self._store.write(self._key, _free(), tag=self._tag)
 
 
 def _place(name: str) -> str:

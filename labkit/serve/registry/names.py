@@ -47,9 +47,9 @@ def need_alias(alias: object) -> str:
     return alias
 
 
-def is_version(ref: str) -> bool:
+def is_version(ref: object) -> bool:
     """Whether a reference reads as a version's id, `v1` and so on."""
-    return VERSION.fullmatch(ref) is not None
+    return isinstance(ref, str) and VERSION.fullmatch(ref) is not None
 
 
 def split(text: str) -> tuple[str, str]:
@@ -124,9 +124,10 @@ def need_distinct(paths: list[str]) -> None:
     """Raise ValueError if two paths are one on a system that does not tell case, or one is a folder of another."""
     seen: dict[str, str] = {}
     for path in paths:
-        other = seen.setdefault(_folded(path), path)
-        if other is not path:
-            raise ValueError(f"{_short(other)} and {_short(path)} are the same file where case is not told apart")
+        folded = _folded(path)
+        if folded in seen:
+            raise ValueError(f"{_short(seen[folded])} and {_short(path)} are one file where case is not told apart")
+        seen[folded] = path
     for path in paths:
         parts = _folded(path).split("/")
         for end in range(1, len(parts)):

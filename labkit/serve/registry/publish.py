@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from labkit.serve.registry import names, published
-from labkit.serve.registry.errors import Lost
+from labkit.serve.registry.errors import Interrupted, Lost
 from labkit.serve.registry.holds import Hold, holding
 from labkit.serve.registry.manifest import MANIFEST_BYTES, Shard, Version
 from labkit.serve.registry.meter import Meter, Say
@@ -84,7 +84,7 @@ def publish(store: Store, name: str, folder: Path | str, note: str, say: Say | N
     with holding(store, name, shards=(shard.sha256 for shard in shards), keep=True) as hold:
         _send(store, name, plans, hold, meter)
         version = _write_manifest(store, draft)
-        _send(store, name, plans, hold, Meter(0, None))  # nothing is sent unless somebody removed a shard by hand
+        _need_all(store, name, plans)
     return version
 
 
@@ -98,6 +98,8 @@ def _send(store: Store, name: str, plans: dict[str, Plan], hold: Hold, meter: Me
         path, each = item
 
         def sent(count: int) -> None:
+            if stop.is_set():
+                raise Interrupted("stopped; push again, what was sent is kept")
             hold.beat()
             meter.add(count, f"sending {path}")
 
@@ -108,6 +110,15 @@ def _send(store: Store, name: str, plans: dict[str, Plan], hold: Hold, meter: Me
             store.upload(key, each, sent)
 
     together(send, list(distinct.values()), THREADS)
+
+
+def _need_all(store: Store, name: str, plans: dict[str, Plan]) -> None:
+    """Send again what a hand, or a collector that was taken for dead, removed before the manifest was there."""
+    for each in plans.values():
+        key = published.shard_key(name, each.sha256)
+        found = store.stat(key)
+        if found is None or found.bytes != each.bytes:
+            store.upload(key, each, lambda count: None)
 
 
 def _write_manifest(store: Store, draft: Version) -> Version:

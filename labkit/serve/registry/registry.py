@@ -103,7 +103,7 @@ class Registry:
         return found
 
     def unalias(self, name: str, alias: str, *, expect: str | None = None) -> None:
-        """Let an alias name nothing any more; what it did is remembered, and `rollback` goes back to it."""
+        """Let an alias name nothing any more; `rollback` undoes it until a collection has removed the version."""
         names.need_model(name)
         names.need_alias(alias)
         self._swap(name, alias, expect, lambda old: old.to(None) if old.now else old)

@@ -41,9 +41,9 @@ def said(uri: str, what: str) -> Iterator[None]:
 
 
 def _broken() -> tuple[type[Exception], ...]:
-    from botocore.exceptions import EventStreamError, IncompleteReadError, ResponseStreamingError
+    from botocore import exceptions as they
 
-    return IncompleteReadError, ResponseStreamingError, EventStreamError, ConnectionError, TimeoutError
+    return they.ConnectionError, they.IncompleteReadError, they.ResponseStreamingError, ConnectionError, TimeoutError
 
 
 def _answered(error, uri: str, what: str) -> Exception:

@@ -42,11 +42,13 @@ class S3Store:
         self.bucket, self.prefix, self.part_bytes = bucket, f"{prefix}/" if prefix else "", part_bytes
         self.uri = f"s3://{bucket}/{prefix}".rstrip("/")
         self._given, self._lock, self._kept = client, threading.RLock(), False
+        self._quoted = True
 
     @property
     def _client(self) -> Any:
         with self._lock:
             if self._given is None:
+                need_boto3()
                 with said(self.uri, "a client"):
                     self._given = make_client()
             return self._given
@@ -67,7 +69,7 @@ class S3Store:
         if not absent and not tag:
             return self._put(key, data)
         self._need_conditions()
-        condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": tag}
+        condition = {"IfNoneMatch": "*"} if absent else {"IfMatch": tag if self._quoted else tag.strip('"')}
         for attempt in range(TRIES):
             try:
                 return self._put(key, data, **condition)
@@ -97,10 +99,11 @@ class S3Store:
             if self._kept:
                 return
             key = f"{HIDDEN}/probe-{uuid.uuid4().hex}"
-            self._put(key, b"first", IfNoneMatch="*")
+            tag = self._put(key, b"first", IfNoneMatch="*")
             try:
                 self._need_condition(key, "If-None-Match", IfNoneMatch="*")
                 self._need_condition(key, "If-Match", IfMatch=f'"{"0" * 32}"')
+                self._quoted = self._takes_quotes(key, tag)
             finally:
                 self.delete(key)
             self._kept = True
@@ -113,6 +116,18 @@ class S3Store:
         raise Unfit(
             f"{self.uri} ignores {header}: two publishers could both win, and a move of an alias be lost. Use a "
             "store that keeps the conditions of a write, or a folder"
+        )
+
+    def _takes_quotes(self, key: str, tag: str) -> bool:
+        """Whether If-Match wants the ETag as it was given, in quotes; Ceph 16 wants it without them."""
+        for form in (tag, tag.strip('"')):
+            try:
+                self._put(key, b"third", IfMatch=form)
+            except Lost:
+                continue
+            return form == tag
+        raise Unfit(
+            f"{self.uri} refuses If-Match with the ETag that it gave; no alias could be moved. Use another store"
         )
 
     def stat(self, key: str) -> Object | None:
@@ -204,6 +219,16 @@ class S3Store:
     def abandon(self, upload: Unfinished) -> None:
         with suppress(Missing), said(self.uri, upload.key):
             self._client.abort_multipart_upload(**self._at(upload.key), UploadId=upload.id)
+
+
+def need_boto3() -> None:
+    """Raise ModuleNotFoundError, saying what to install, unless boto3 is here."""
+    try:
+        import boto3  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "boto3 is needed for s3://; install it: pip install 'labkit[fleet]'", name="boto3"
+        ) from error
 
 
 def make_client() -> Any:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from labkit.serve.tokenizer import read
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 WARM_TOKENS = 2
@@ -62,32 +65,28 @@ def build(model: Model, on_progress: Callable[[float, str], object] = lambda sha
     Raises ValueError for what cannot be loaded or served, `core.runtime.Unavailable` for a device that is not there.
     """
     on_progress(0.05, "starting torch")
-    import torch
-    from tokenizers import Tokenizer
-
-    from labkit.serve.engine import Engine, SamplingParams
-    from labkit.serve.engine.loading import default_limits, eos_of, tokenizer_of
+    from labkit.serve.engine import SamplingParams
+    from labkit.serve.engine.loading import load
 
     device, dtype = _device(model.device), _dtype(model.dtype)
-    if dtype is None and device.type == "cpu":
-        dtype = torch.float32
-    on_progress(0.25, "reading the weights")
-    from labkit.nn.model import Transformer
-
-    network = Transformer.from_pretrained(model.folder, dtype=dtype, device=device, implementation="auto")
-    on_progress(0.75, "laying out the cache")
-    wanted = {"max_sequences": model.max_sequences, "max_waiting": model.max_waiting, "num_blocks": model.num_blocks}
-    wanted = {key: value for key, value in wanted.items() if value is not None}
-    limits = default_limits(network, model.max_context)
-    room = max(limits.max_tokens_per_step, wanted.get("max_sequences", 0))
-    limits = replace(limits, **wanted, max_tokens_per_step=room)
-    tokenizer = Tokenizer.from_file(str(Path(model.folder) / "tokenizer.json"))
-    eos = eos_of(Path(model.folder)) or eos_of(Path(model.folder), tokenizer_of(model.folder))
-    engine = Engine(network, tokenizer, limits, eos_token_ids=eos, name=model.name)
+    engine = load(
+        model.folder, device=device, dtype=dtype, limits=partial(_limits, model), tokenizer=read(model.folder),
+        name=model.name, on_progress=lambda share, what: on_progress(0.25 + 0.6 * share, f"reading the {what}"),
+    )  # fmt: skip
     on_progress(0.9, "the first answer")
     engine.generate([[0]], SamplingParams(max_tokens=WARM_TOKENS, ignore_eos=True))
     on_progress(1.0, "ready")
     return engine
+
+
+def _limits(model: Model, network: Any) -> Any:
+    from labkit.serve.engine.loading import default_limits
+
+    wanted = {"max_sequences": model.max_sequences, "max_waiting": model.max_waiting, "num_blocks": model.num_blocks}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    limits = default_limits(network, model.max_context)
+    room = max(limits.max_tokens_per_step, wanted.get("max_sequences", 0))
+    return replace(limits, **wanted, max_tokens_per_step=room)
 
 
 def _device(name: str) -> Any:

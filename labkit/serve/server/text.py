@@ -10,6 +10,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders
 
+from labkit.serve import tokenizer
 from labkit.serve.server.template import Template
 
 
@@ -41,11 +42,7 @@ class Text:
     def from_folder(cls, folder: Path | str) -> Text:
         """What lies beside a model. Raises FileNotFoundError without a tokenizer.json."""
         folder = Path(folder)
-        if not (folder / "tokenizer.json").is_file():
-            raise FileNotFoundError(f"there is no tokenizer.json in {folder}; save a fast tokenizer there")
-        backend = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        backend.no_truncation()
-        backend.no_padding()
+        backend = tokenizer.read(folder)
         config = _read_json(folder / "tokenizer_config.json")
         template = config.get("chat_template")
         if isinstance(template, list):  # several, by name

@@ -96,7 +96,9 @@ def _rows(ax: Axes, w: BatchTimeline) -> None:
                     zorder=4,
                 )
     ax.axvspan(w.step, w.step + 1, facecolor="none", edgecolor=LIT, linewidth=1.4, zorder=5)
-    ax.set(xlim=(first, first + w.shown), ylim=(len(rows) - 0.4, -0.6), xlabel="step", ylabel="sequence")
+    ax.set(
+        xlim=(first, min(first + w.shown, w.num_steps)), ylim=(len(rows) - 0.4, -0.6), xlabel="step", ylabel="sequence"
+    )
     names = [row["id"] if len(row["id"]) <= 9 else row["id"][:8] + "…" for row in rows]
     ax.set_yticks(range(len(rows)), names, fontsize=8)
     ax.xaxis.set_major_locator(MaxNLocator(8, integer=True))
