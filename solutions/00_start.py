@@ -14,7 +14,7 @@
 # # 00 · Start: your machine, the map, the claims
 #
 # Welcome. In this course you build a mixture-of-experts language model from an empty file, make it fast, small and
-# useful, and hold fourteen public claims about such models against what you measure yourself. This first lab needs no
+# useful, and hold fifteen public claims about such models against what you measure yourself. This first lab needs no
 # neural network, only arithmetic, and yet it settles a question that is usually answered with a shrug: *what does a
 # "7B model" need?*
 #
@@ -670,7 +670,7 @@ for name in SIX:
 #
 # In September 2025 an article, "from technical principles to deployment", described a DeepSeek-style system with many
 # numbers and no source for any of them. We call it *the guide*. It is no worse than a hundred others; we picked it
-# because its numbers can be tested. The course quotes no sentence of it and links nothing. What it audits are fourteen
+# because its numbers can be tested. The course quotes no sentence of it and links nothing. What it audits are fifteen
 # claims, which stand in `data/claims.yaml`, in our words and with the labs where they are tested, so that each can be
 # judged by somebody who has never seen the article:
 

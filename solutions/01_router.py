@@ -1053,7 +1053,7 @@ recap("01")
 # %% [markdown]
 # ## Claim verdicts
 #
-# This lab settles none of the fourteen claims; it builds what two of them are measured with.
+# This lab settles none of the fifteen claims; it builds what two of them are measured with.
 #
 # - **Claim 1** (sparse activation saves 90% of the compute): labs 02 and 07. From here we take that the router's
 #   own FLOPs hardly count, and that its time may.

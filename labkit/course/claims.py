@@ -120,7 +120,7 @@ def claim(
     """Record what a run measured for a claim, show the verdict, and return the measurement.
 
     Args:
-        number: the claim, 1 to 14.
+        number: the claim, 1 to 15.
         value: what was measured, in the measure's unit.
         condition: on what: model, shape, hardware; it becomes part of the verdict.
         measure: which of the claim's measures; may be left out where there is only one.
