@@ -76,7 +76,9 @@ async def _visit(client: Any, url: str, body: dict[str, Any], began: float) -> V
     return Visit(sent, first or end, end, how, says, body.get("stream", False))
 
 
-async def _all(url: str, bodies: Sequence[dict[str, Any]], gaps: Sequence[float], seconds: float) -> list[Visit]:
+async def _all(
+    url: str, bodies: Sequence[dict[str, Any]], gaps: Sequence[float], seconds: float, over: threading.Event
+) -> list[Visit]:
     import httpx
 
     limits, began, tasks = httpx.Limits(max_connections=None), time.perf_counter(), []
@@ -85,6 +87,8 @@ async def _all(url: str, bodies: Sequence[dict[str, Any]], gaps: Sequence[float]
         for body, gap in zip(bodies, gaps, strict=True):
             due += gap
             await asyncio.sleep(max(0.0, due - (time.perf_counter() - began)))
+            if over.is_set():
+                break
             tasks.append(asyncio.create_task(_visit(client, url, body, began)))
         return sorted(await asyncio.gather(*tasks), key=lambda visit: visit.sent)
 
@@ -98,6 +102,7 @@ def visit(
     seconds: float = 60.0,
     during: Callable[[], Any] | None = None,
     at: float = 0.0,
+    as_long: bool = False,
 ) -> list[Visit]:
     """Send requests in a Poisson process that does not ask how the server is doing, and say what became of each.
 
@@ -105,20 +110,23 @@ def visit(
         url: of a server or a fleet; bodies: of the requests to /v1/completions, in their order.
         rate: per second; seconds: after which a client gives up.
         during: called once, from a thread of its own, `at` seconds after the first; what it raises is raised here.
+        as_long: nobody comes any more when `during` has returned.
 
     Works where an event loop is running, as in a notebook.
     """
-    draw, found, failed = random.Random(seed), [], []
+    draw, found, failed, over = random.Random(seed), [], [], threading.Event()
 
     def run() -> None:
         gaps = [0.0, *(draw.expovariate(rate) for _ in bodies[1:])]
-        found.extend(asyncio.run(_all(url, bodies, gaps, seconds)))
+        found.extend(asyncio.run(_all(url, bodies, gaps, seconds, over)))
 
     def act() -> None:
         try:
             during()
         except Exception as error:
             failed.append(error)
+        if as_long:
+            over.set()
 
     threads = [threading.Thread(target=run)]
     if during is not None:

@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -141,6 +142,13 @@ def test_every_visitor_is_counted_as_what_he_was(moody):
     assert counted(visits) == {"sent": 6, "answered": 2, "refused": 1, "broken": 1, "lost": 2}
     assert [each.says for each in visits[1:3]] == ["429: full", "gone"]
     assert all(each.sent <= each.first <= each.end for each in visits)
+
+
+def test_visitors_come_as_long_as_the_accident_lasts(moody):
+    bodies = [{"prompt": "answered", "stream": True}] * 300
+    visits = visit(moody, bodies, 50.0, during=lambda: time.sleep(0.3), at=0.1, as_long=True)
+    assert 1 < len(visits) < 300
+    assert len(visit(moody, bodies[:5], 50.0, during=lambda: None, at=0.0)) == 5
 
 
 def test_what_goes_wrong_in_an_accident_is_told(moody):
