@@ -131,7 +131,8 @@ def _optimizer_bytes(model: ModelConfig, optimizer: str) -> int:
     return 4 * (params.total - by_adam) + 8 * by_adam
 
 
-def _attention_values(model: ModelConfig, sequence_length: int, flash: bool) -> int:
+def attention_values(model: ModelConfig, sequence_length: int, flash: bool) -> int:
+    """Values that one layer's attention keeps for the backward pass, per token; see `activation_bytes`."""
     m = model
     if m.attention == "mla":
         queries = m.num_heads * (m.mla_nope_dim + m.mla_rope_dim)
@@ -142,7 +143,8 @@ def _attention_values(model: ModelConfig, sequence_length: int, flash: bool) -> 
     return 2 * m.d_model + values + (0 if flash else m.num_heads * sequence_length)
 
 
-def _ffn_values(model: ModelConfig, sparse: bool) -> int:
+def ffn_values(model: ModelConfig, sparse: bool) -> int:
+    """Values that one feed-forward layer keeps for the backward pass, per token; see `activation_bytes`."""
     if not sparse:
         return 2 * model.d_model + 4 * model.d_dense
     c = model.moe
@@ -186,9 +188,9 @@ def activation_bytes(
             f"activation_bytes: {tokens} tokens are no whole number of sequences of {sequence_length}; "
             "give a multiple of sequence_length"
         )
-    attention = _attention_values(m, sequence_length, flash)
-    sparse = [_ffn_values(m, True)] * m.num_sparse_layers if m.moe is not None else []
-    layers = [attention + ffn for ffn in [_ffn_values(m, False)] * m.num_dense_layers + sparse]
+    attention = attention_values(m, sequence_length, flash)
+    sparse = [ffn_values(m, True)] * m.num_sparse_layers if m.moe is not None else []
+    layers = [attention + ffn for ffn in [ffn_values(m, False)] * m.num_dense_layers + sparse]
     kept = m.num_layers * m.d_model + max(layers) if checkpointing else sum(layers)
     size = 2 if precision == "mixed" else 4
     return tokens * (size * (kept + 2 * m.d_model + m.vocab_size) + 4 * m.vocab_size)
