@@ -68,15 +68,15 @@ def save(
         write_tensors(part / f"{name}.safetensors", values)
     state = {"step": step, "random": random_rest, "optimizer": optimizer_rest, "rest": rest}
     write_text(part / "state.json", json.dumps(state))
-    manifest = {"format": FORMAT, "step": step, "files": {name: _fingerprint(part / name) for name in FILES}}
+    manifest = {"format": FORMAT, "step": step, "files": {name: fingerprint(part / name) for name in FILES}}
     write_text(part / MANIFEST, json.dumps(manifest, indent=1))
-    _sync(part)
+    sync(part)
     if whole.exists():
-        _remove(whole)
+        remove(whole)
     os.rename(part, whole)
-    _sync(folder)
+    sync(folder)
     for old in checkpoints(folder)[:-keep]:
-        _remove(old)
+        remove(old)
     return whole
 
 
@@ -136,7 +136,7 @@ def verify(path: Path | str) -> None:
     if not isinstance(files, dict) or set(files) != set(FILES):
         raise Damaged(f"{path / MANIFEST} lists {', '.join(map(str, files))}; expected {', '.join(FILES)}")
     for name in FILES:
-        _compare(path / name, files[name])
+        compare(path / name, files[name])
 
 
 def set_aside(path: Path | str) -> Path:
@@ -154,7 +154,7 @@ def remove_unfinished(folder: Path | str) -> None:
         shutil.rmtree(rest)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Rename first, so that a kill in between leaves no half-emptied checkpoint under a whole one's name."""
     gone = path.with_name(f".unfinished-old-{path.name}")
     os.rename(path, gone)
@@ -182,7 +182,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     from safetensors.torch import save_file
 
     save_file({name: value.detach().contiguous() for name, value in tensors.items()}, path)
-    _sync(path)
+    sync(path)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -199,10 +199,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def write_text(path: Path, text: str) -> None:
     """A text file, on disk when this returns."""
     path.write_text(text, "utf-8")
-    _sync(path)
+    sync(path)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return once a file, or a folder's list of files, is on disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -210,7 +211,8 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _fingerprint(path: Path) -> dict[str, Any]:
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Size and SHA-256 of a file, as a manifest keeps them."""
     return {"bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
@@ -220,10 +222,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _compare(path: Path, expected: Any) -> None:
+def compare(path: Path, expected: Any) -> None:
+    """Raise Damaged unless a file has the fingerprint that its manifest keeps."""
     if not path.is_file():
         raise Damaged(f"{path} is missing")
-    found = _fingerprint(path)
+    found = fingerprint(path)
     if found == expected:
         return
     size = expected.get("bytes") if isinstance(expected, dict) else None

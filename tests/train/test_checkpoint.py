@@ -96,14 +96,14 @@ def test_everything_is_durable_before_it_gets_its_name(tmp_path, monkeypatch):
 def test_a_save_that_dies_leaves_the_last_one_whole(tmp_path, monkeypatch, name):
     model, optimizer = trained()
     good = checkpoint.save(tmp_path, 1, model, optimizer, {})
-    sync = checkpoint._sync
+    sync = checkpoint.sync
 
     def die(path):
         if path.name == name:
             raise OSError("no space left on device")
         sync(path)
 
-    monkeypatch.setattr(checkpoint, "_sync", die)
+    monkeypatch.setattr(checkpoint, "sync", die)
     with pytest.raises(OSError, match="no space"):
         checkpoint.save(tmp_path, 2, model, optimizer, {})
     monkeypatch.undo()
@@ -199,7 +199,7 @@ def test_a_pickle_with_a_right_checksum_is_refused_as_well(tmp_path):
     model, optimizer = trained()
     path = checkpoint.save(tmp_path, 1, model, optimizer, {})
     pickled(path / "model.safetensors", tmp_path)
-    files = {name: checkpoint._fingerprint(path / name) for name in checkpoint.FILES}
+    files = {name: checkpoint.fingerprint(path / name) for name in checkpoint.FILES}
     rewrite_manifest(path, files=files)
     with pytest.raises(checkpoint.Damaged, match=r"is not a safetensors file .*never unpickles"):
         checkpoint.load(path, model, optimizer)

@@ -30,7 +30,9 @@ class Flight:
         self.ticket: Tensor | None = None
 
     def wait(self) -> Tensor:
-        """[received rows, D] in the dtype of what was sent; to be called once."""
+        """[received rows, D] in the dtype of what was sent. Raises ValueError if they were waited for before."""
+        if self.ticket is None:
+            raise ValueError("these rows have arrived already; keep what the first wait gave")
         return _Arrive.apply(self.ticket, self)
 
 

@@ -135,6 +135,20 @@ def join(backend: str, timeout: float, **where: Any) -> torch.device:
     return device
 
 
+def meet(what: str) -> None:
+    """Wait until every rank is here; with gloo, the error at the timeout names the ranks that are not.
+
+    Raises RuntimeError, which says what they did not come to.
+    """
+    if dist.get_backend() != "gloo":
+        dist.barrier()
+        return
+    try:
+        dist.monitored_barrier(wait_all_ranks=True)
+    except RuntimeError as error:
+        raise RuntimeError(f"not all ranks came to {what}: {error}") from error
+
+
 def _run(setting: _Setting, job: bytes, pipe: Connection) -> None:
     """What one process does; its last word goes through the pipe."""
     sys.path[:] = setting.path
