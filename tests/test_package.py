@@ -55,6 +55,8 @@ def test_the_wheel_holds_package_data_and_notebooks_and_nothing_private(wheel):
         assert f"labkit/notebooks/{notebook.name}" in names
     for source in (*(ROOT / "labkit").rglob("*.py"), *(ROOT / "labkit").rglob("*.js")):
         assert str(source.relative_to(ROOT)) in names
+    for part in filter(Path.is_file, (ROOT / "deploy").rglob("*")):
+        assert f"labkit/{part.relative_to(ROOT)}" in names
     assert not [name for name in names if name.startswith(("tests/", "solutions/")) or "__pycache__" in name]
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
@@ -65,6 +67,11 @@ def test_data_is_found_without_a_checkout(installed, empty):
     path, count = python("-c", code, cwd=empty, PYTHONPATH=str(installed)).split()
     assert Path(path) == installed / "labkit" / "data" / "claims.yaml"
     assert count == "14"
+
+
+def test_the_files_of_a_fleet_are_found_without_a_checkout(installed, empty):
+    code = "from labkit.serve.fleet.deployed import deployed; print(deployed())"
+    assert Path(python("-c", code, cwd=empty, PYTHONPATH=str(installed)).strip()) == installed / "labkit" / "deploy"
 
 
 def test_a_lab_is_laid_out_once_and_kept(installed, empty):

@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from labkit.course import bench, export
+from labkit.course import bench, export, registry
 from labkit.course import serve as server
 
 app = typer.Typer(
@@ -27,7 +27,7 @@ app = typer.Typer(
 EXTRAS = {
     "jupyterlab": "lab", "jupytext": "lab", "papermill": "lab", "nbclient": "lab", "ipykernel": "lab",
     "nbgrader": "grade", "onnx": "serve", "onnxruntime": "serve",
-    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve",
+    "fastapi": "serve", "uvicorn": "serve", "prometheus_client": "serve", "boto3": "fleet",
 }  # fmt: skip
 
 Numbers = Annotated[
@@ -185,6 +185,7 @@ def grade(
 app.command(epilog=bench.EXAMPLE)(bench.bench)
 app.command(epilog=export.EXAMPLE)(export.export)
 app.command(epilog=server.EXAMPLE)(server.serve)
+app.add_typer(registry.app, name="registry", epilog=registry.EXAMPLE)
 
 
 def _install(extra: str) -> str:

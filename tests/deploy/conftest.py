@@ -1,0 +1,6 @@
+"""Helpers of this folder, and those of the server's tests."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "serve")]
