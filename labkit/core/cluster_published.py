@@ -123,6 +123,28 @@ def plans() -> dict[str, Estimate]:
     return {name: train(model, cluster(kind, nodes), plan) for name, (model, kind, nodes, plan) in runs.items()}
 
 
+def chunk() -> dict[str, tuple[float, float]]:
+    """Milliseconds of a forward and a backward pass of four of DeepSeek-V3's MoE layers by part: published, ours.
+
+    Published: kernels of train.json in deepseek-ai/profile-data at 4496024, H800, EP64, 4,096 tokens, summed by name:
+    FP8 products; attention; every other kernel of the compute streams. In ours an expert layer's other kernels are in
+    `experts`, in theirs in "everything else". "All" is their span, and our work with what waits.
+
+    >>> {part: round(ours) for part, (_, ours) in chunk().items()}["all"]
+    128
+    """
+    layers = preset("deepseek-v3").replace(num_layers=4, num_dense_layers=0, vocab_size=1)
+    plan = Plan(dp=64, ep=64, batch=128, precision="fp8", node_limit=4, recompute="selective")
+    e = train(layers, cluster("h800", 8), plan)
+    s = {name: value * 1e3 / plan.micro_batches for name, value in e.seconds.parts().items()}
+    return {
+        "products and experts": (74.5, s["products"] + s["experts"]),
+        "attention": (22.0, s["attention"]),
+        "everything else": (33.0, s["elementwise"]),
+        "all": (129.0, sum(s.values()) - s["optimizer"] - s["data"]),
+    }
+
+
 def training() -> tuple[Published, ...]:
     """Training: GPU-hours, model TFLOP/s and tokens per second."""
     p = plans()
@@ -133,6 +155,10 @@ def training() -> tuple[Published, ...]:
             "DeepSeek-V3, 2,048 H800, FP8, PP16 DualPipe, EP64, ZeRO-1", 180, "thousand GPU-hours per 10¹² tokens",
             f"{V3}, section 1", p["deepseek-v3"].gpu_hours_per_trillion / 1e3,
             "batch 15,360 (section 4.2), one multi-token module; micro-batch of one sequence as in DeepEP's tests",
+        ),
+        Published(
+            "DeepSeek-V3, forward and backward of 4 MoE layers, 4,096 tokens, H800, EP64", *_both("all"),
+            "routing balanced; kernels' span, read from the trace",
         ),
         Published(
             "Mixtral 8x7B, 64 H100, BF16, PP4 (8 chunks), EP8", 438, "TFLOP/s per GPU",
@@ -203,6 +229,11 @@ def training() -> tuple[Published, ...]:
     )  # fmt: skip
 
 
+def _both(part: str) -> tuple[float, str, str, float]:
+    published, ours = chunk()[part]
+    return published, "ms", "deepseek-ai/profile-data at 4496024, train.json", ours
+
+
 def serving() -> tuple[Published, ...]:
     """Serving DeepSeek-V3 and R1: tokens per second and node."""
     v3, h800, h100 = preset("deepseek-v3"), cluster("h800", 18), cluster("h100", 12)
@@ -261,6 +292,12 @@ def table() -> str:
                 f"| {r.what} | {_number(r.figure)} {r.unit} | {_number(r.ours)} | {error} | {r.source} | {r.note} |"
             )
     return "\n".join(lines)
+
+
+def chunk_table() -> str:
+    """`chunk` as a table in Markdown, the one in docs/scale_out.md."""
+    lines = ["| part | published | ours |", "|---|---|---|"]
+    return "\n".join([*lines, *(f"| {part} | {a:.1f} | {b:.1f} |" for part, (a, b) in chunk().items())])
 
 
 def _number(value: float) -> str:

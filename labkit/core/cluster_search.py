@@ -167,6 +167,16 @@ def sweep_table(rows: Sequence[Scaled]) -> str:
     return "\n".join(lines)
 
 
+def data_degree(machine: Cluster, batch: int, *, tp: int = 1, pp: int = 1, ep: int = 1) -> int:
+    """The most data-parallel ranks for these degrees: ep divides dp · tp, and no rank is without a sequence; 0 if none.
+
+    >>> data_degree(cluster("h800", 1250), 15_360, pp=16, ep=64)
+    576
+    """
+    step = lcm(ep, tp) // tp
+    return min(machine.gpus // (tp * pp), batch) // step * step
+
+
 def _plans(
     model: ModelConfig, machine: Cluster, batch: int, context: int, precision: str, schedules: tuple[str, ...]
 ) -> Iterator[Plan]:
@@ -179,7 +189,7 @@ def _plans(
             if pp > model.num_layers or tp * pp > machine.gpus:
                 continue
             for ep in _expert_degrees(model, machine.gpus // pp):
-                dp = _data_degree(machine.gpus // (tp * pp), lcm(ep, tp) // tp, batch)
+                dp = data_degree(machine, batch, tp=tp, pp=pp, ep=ep)
                 if not dp:
                     continue
                 base = Plan(
@@ -192,11 +202,6 @@ def _plans(
 def _expert_degrees(model: ModelConfig, ranks: int) -> list[int]:
     experts = model.moe.num_experts if model.moe is not None else 1
     return [ep for ep in (2**i for i in range(10)) if ep <= ranks and experts % ep == 0]
-
-
-def _data_degree(most: int, step: int, batch: int) -> int:
-    """The most data-parallel ranks: a multiple of `step`, no more than there are sequences."""
-    return min(most, batch) // step * step
 
 
 def _schedules(base: Plan, model: ModelConfig, schedules: tuple[str, ...]) -> Iterator[Plan]:

@@ -13,7 +13,7 @@ from labkit.core.cluster import KINDS, RATES, Cluster, Plan, cluster
 from labkit.core.cluster_failures import FAILURES_PER_GPU_HOUR, checkpoint_bytes, daly, reliability
 from labkit.core.cluster_links import all_to_all, gather_seconds, nodes_visited
 from labkit.core.cluster_memory import kept_values, local_params, training_memory_per_gpu
-from labkit.core.cluster_published import DENSE, plans, serving, table, training
+from labkit.core.cluster_published import DENSE, chunk_table, plans, serving, table, training
 from labkit.core.cluster_serve import ServePlan, decode, prefill
 from labkit.core.cluster_train import train, training_flops
 from labkit.core.cost import model_params
@@ -26,6 +26,7 @@ IDEAL = replace(RATES, matmul=1.0, grouped=1.0, attention=1e9, memory=1e9, nvlin
 
 def test_the_table_in_the_docs_is_made_by_this_code():
     assert table() in DOC.read_text("utf-8")
+    assert chunk_table() in DOC.read_text("utf-8")
 
 
 def test_published_figures_are_met_within_a_fifth_or_the_row_says_why():

@@ -142,3 +142,36 @@ def test_planner_answers_to_keys(lab, tmp_path):
         assert before.split()[2] != after.split()[2]
         shoot(notebook, tmp_path, "planner-changed")
         assert lab.outside == []
+
+
+CLUSTERED = """
+from labkit.show import planner
+c = planner("deepseek-v3", cluster="h800", nodes=256)
+display(c)
+"""
+COST = "print(c.view.value, c.cluster.all['tp'].value, c.cluster.all['pp'].value, c.estimate and c.estimate.binds)"
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_planner_of_clusters_answers_to_keys(lab, tmp_path, dark):
+    with lab.open([CLUSTERED, COST], name=f"cluster-{dark}.ipynb", dark=dark) as notebook:
+        notebook.run_all()
+        page = notebook.page
+        page.get_by_text("of the 16-bit peak").first.wait_for()
+        assert notebook.run(1).split()[:3] == ["cluster", "1", "1"]
+        page.get_by_label("Pipeline", exact=True).focus()
+        page.keyboard.press("2")
+        page.get_by_text("2 pipeline").first.wait_for()
+        page.get_by_label("Tensor", exact=True).select_option("2")
+        page.get_by_text("2 tensor").first.wait_for()
+        assert notebook.run(1).split()[:3] == ["cluster", "2", "2"]
+        page.get_by_role("button", name="Best plan").focus()
+        page.keyboard.press("Enter")
+        page.get_by_text("to spare").first.wait_for()
+        shoot(notebook, tmp_path, f"planner-cluster-{'dark' if dark else 'light'}")
+        image = page.get_by_role("img", name="Stacked bars of time and memory")
+        assert "A step on one GPU" in image.get_attribute("alt")
+        page.get_by_role("button", name="GPUs", exact=True).click()
+        page.get_by_text("billion parameters").first.wait_for()
+        assert page.get_by_label("Pipeline", exact=True).is_hidden()
+        assert lab.outside == []

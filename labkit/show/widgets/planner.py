@@ -1,4 +1,7 @@
-"""The planner: a published model, a GPU, and what of it fits. Plain ipywidgets, so every control takes the keyboard."""
+"""The planner: a published model, a GPU or a cluster, and what of it fits and how long it takes.
+
+Plain ipywidgets, so every control takes the keyboard.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,9 @@ from typing import Any
 
 import ipywidgets
 
+from labkit.core.cluster import KINDS
+from labkit.core.cluster_serve import ServeEstimate
+from labkit.core.cluster_train import Estimate
 from labkit.core.config import ModelConfig
 from labkit.core.cost import GPUS, Fit, fits, inference_memory, kv_cache_bytes_per_token, model_params, training_memory
 from labkit.core.hardware import GB
@@ -19,8 +25,10 @@ from labkit.show.cards import Card
 from labkit.show.figures import memory_stack
 from labkit.show.picture import Picture, png
 from labkit.show.widgets.base import Pictured
+from labkit.show.widgets.planner_cluster import ClusterControls, cluster_card, cluster_picture, estimate
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
+VIEWS = ("GPUs", "cluster")
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 131072)
 
 
@@ -138,16 +146,24 @@ def card(p: Plan) -> Card:
 
 
 class Planner(Pictured, ipywidgets.VBox):
-    """The live planner; `plan` is the plan of the present choices.
+    """The live planner; `plan` is the plan of the present choices, `estimate` what they cost on a cluster.
 
     Args:
         model, gpu: what is chosen at first.
         also: models of one's own that stand in the list as well, under their names.
+        cluster: a kind of cluster (`core.cluster.KINDS`), to open with that view; nodes: how many nodes of it.
 
-    Raises ValueError for a model or a GPU that the lists do not have, or a name in `also` that is taken.
+    Raises ValueError for a model, a GPU or a cluster that the lists do not have, or a name in `also` that is taken.
     """
 
-    def __init__(self, model: str = "olmoe-1b-7b", gpu: str = "T4", also: Sequence[ModelConfig] = ()) -> None:
+    def __init__(
+        self,
+        model: str = "olmoe-1b-7b",
+        gpu: str = "T4",
+        also: Sequence[ModelConfig] = (),
+        cluster: str | None = None,
+        nodes: int = 8,
+    ) -> None:
         self._also = {config.name: config for config in also}
         if len({*PRESETS, *self._also}) < len(PRESETS) + len(also):
             raise ValueError(f"planner got also={[config.name for config in also]}; give names that are not taken yet")
@@ -161,23 +177,57 @@ class Planner(Pictured, ipywidgets.VBox):
         self.precision = _pick("Training", PRECISIONS, "mixed")
         self.optimizer = _pick("Optimizer", OPTIMIZERS, "adam")
         self.checkpointing = ipywidgets.Checkbox(description="Gradient checkpointing", value=False, indent=False)
+        self.view = ipywidgets.ToggleButtons(description="Where", options=VIEWS, value=VIEWS[cluster is not None])
+        self.cluster = ClusterControls(*([] if cluster is None else [_known(cluster)]), nodes=nodes)
+        self._estimate: Estimate | ServeEstimate | None = None
+        self._quiet = False
         self._out = ipywidgets.HTML()
-        controls = self._controls()
-        rows = [list(controls.values())[i : i + 3] for i in range(0, len(controls), 3)]
-        super().__init__(
-            children=[*(ipywidgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows), self._out]
-        )
-        for control in controls.values():
+        here = [*self._controls().values(), *self.cluster.all.values(), self.cluster.best]
+        row = ipywidgets.HBox(here, layout={"flex_flow": "row wrap", "max_width": "760px"})
+        super().__init__(children=[self.view, row, self._out])
+        for control in (self.view, *here[:-1]):
             control.observe(self._refresh, names="value")
+        self.cluster.best.on_click(self._take_best)
         self._refresh()
+
+    def choose(self, **values: Any) -> Planner:
+        """Set several controls, of both views, and draw once; returns itself.
+
+        Raises ValueError for a name that no control has, or a value that its list does not have.
+
+        >>> Planner().choose(view="cluster", nodes=1, ep=8).estimate.plan.ep
+        8
+        """
+        controls = {"view": self.view, **self._controls(), **self.cluster.all}
+        unknown = [name for name in values if name not in controls]
+        if unknown:
+            raise ValueError(f"the planner has no control {unknown[0]!r}; it has {', '.join(controls)}")
+        self._quiet = True
+        try:
+            for name, value in values.items():
+                options = getattr(controls[name], "options", (value,))
+                if value not in options:
+                    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(str, options))}")
+                controls[name].value = value
+        finally:
+            self._quiet = False
+            self._refresh()
+        return self
 
     @property
     def plan(self) -> Plan:
         """What the present choices need."""
         return self._plan
 
+    @property
+    def estimate(self) -> Estimate | ServeEstimate | None:
+        """What the cluster view's present choices cost; None if they make no plan, or in the other view."""
+        return self._estimate
+
     def picture(self) -> Picture:
         """The stacked bars, described by the whole table."""
+        if self._estimate is not None:
+            return cluster_picture(self._estimate)
         p = self._plan
         name = f"{p.count} × {p.gpu}" if p.count > 1 else p.gpu
         figure = memory_stack(breakdowns(p), p.capacity, name, usable=p.serve_fit.available)
@@ -189,20 +239,63 @@ class Planner(Pictured, ipywidgets.VBox):
         return {name: getattr(self, name) for name in names}
 
     def _refresh(self, change: Any = None) -> None:
+        if self._quiet:
+            return
+        clustered = self.view.value == "cluster"
+        self.cluster.show(clustered)
+        for name, control in self._controls().items():
+            control.layout.display = "none" if clustered and name not in ("model", "context") else None
         chosen = {name: control.value for name, control in self._controls().items()}
         model = chosen.pop("model")
-        self._plan = plan(self._also.get(model, model), **chosen)
+        self._plan, self._estimate = plan(self._also.get(model, model), **chosen), None
+        if clustered:
+            try:
+                self._estimate = estimate(self._config, self.context.value, **self.cluster.values())
+            except ValueError as problem:
+                self._out.value = Card("fail", "These choices make no plan", [str(problem)]).html()
+                return
+        self._draw(card(self._plan) if self._estimate is None else cluster_card(self._estimate))
+
+    @property
+    def _config(self) -> ModelConfig:
+        return self._also.get(self.model.value) or preset(self.model.value)
+
+    def _take_best(self, button: Any) -> None:
+        self._quiet = True
+        try:
+            self.cluster.take_best(self._config, self.context.value)
+        except ValueError as problem:
+            self._out.value = Card("fail", "No plan fits", [str(problem)]).html()
+            return
+        finally:
+            self._quiet = False
+        self._refresh()
+
+    def _draw(self, words: Card) -> None:
         picture = self.picture()
         data = b64encode(png(picture)).decode("ascii")
-        said = escape(f"Stacked bars of memory: {picture.alt}", quote=True)
+        what = "memory" if self._estimate is None else "time and memory"
+        said = escape(f"Stacked bars of {what}: {picture.alt}", quote=True)
         image = f'<img alt="{said}" src="data:image/png;base64,{data}" style="max-width: 100%;">'
-        self._out.value = f"{card(self._plan).html()}{image}"
+        self._out.value = f"{words.html()}{image}"
 
 
 def _pick(name: str, options: Any, value: Any) -> ipywidgets.Dropdown:
     return ipywidgets.Dropdown(description=name, options=list(options), value=value, layout={"width": "240px"})
 
 
-def planner(model: str = "olmoe-1b-7b", gpu: str = "T4", also: Sequence[ModelConfig] = ()) -> Planner:
-    """The planner, opened at this model and GPU, with the models of `also` in its list."""
-    return Planner(model, gpu, also)
+def _known(kind: str) -> str:
+    if kind not in KINDS:
+        raise ValueError(f"there is no cluster {kind!r}; choose one of {', '.join(KINDS)}")
+    return kind
+
+
+def planner(
+    model: str = "olmoe-1b-7b",
+    gpu: str = "T4",
+    also: Sequence[ModelConfig] = (),
+    cluster: str | None = None,
+    nodes: int = 8,
+) -> Planner:
+    """The planner, opened at this model and GPU or cluster, with the models of `also` in its list."""
+    return Planner(model, gpu, also, cluster, nodes)
