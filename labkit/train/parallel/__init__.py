@@ -18,7 +18,7 @@ from labkit.train.parallel.checkpoint import digest, load, save
 from labkit.train.parallel.exchange import Flight, depart, swap_counts
 from labkit.train.parallel.launch import RankFailed, RanksTimedOut, join, launch, meet
 from labkit.train.parallel.loop import ParallelResult, ParallelStep, train_parallel
-from labkit.train.parallel.mesh import make_mesh
+from labkit.train.parallel.mesh import make_mesh, node_groups
 from labkit.train.parallel.moe import ParallelMoE, parallel_layers, share_of, spread_experts, weighted_sum
 from labkit.train.parallel.plan import Plan, copies, local_experts
 from labkit.train.parallel.shard import clip_gradients, mesh_groups, parallelize, sum_gradients
@@ -52,6 +52,7 @@ __all__ = [
     "make_mesh",
     "meet",
     "mesh_groups",
+    "node_groups",
     "parallel_layers",
     "parallelize",
     "row_bytes",

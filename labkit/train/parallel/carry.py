@@ -7,6 +7,7 @@ pickle as usual. Both sides must run the same Python. Left out on purpose: class
 from __future__ import annotations
 
 import builtins
+import dis
 import importlib
 import io
 import marshal
@@ -74,8 +75,10 @@ def _insides(function: types.FunctionType) -> dict[str, Any]:
 
 
 def _names(code: types.CodeType) -> set[str]:
+    """The globals that code reads; names of attributes are not among them."""
     inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*(_names(constant) for constant in inner))
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(constant) for constant in inner))
 
 
 def _shell(code: bytes, name: str, cells: int) -> types.FunctionType:

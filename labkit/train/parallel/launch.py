@@ -7,8 +7,10 @@ are forked off a server that has loaded torch once, so that they start in a mome
 from __future__ import annotations
 
 import datetime
+import faulthandler
 import multiprocessing
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -27,7 +29,7 @@ from labkit.core.whole import need_whole
 from labkit.train.parallel.carry import pack, unpack
 
 GRACE = 1.5  # seconds in which the others may tell what they saw, once one has failed
-PRELOAD = ["torch", "torch.distributed.fsdp", "labkit.train.parallel"]
+PRELOAD = ["torch", "torch.distributed.fsdp", "torch._dynamo", "safetensors.torch", "labkit.train.parallel"]
 
 
 class RankFailed(RuntimeError):
@@ -68,7 +70,8 @@ def launch(
     """Call `function(*args, **kwargs)` on every rank, with `torch.distributed` set up, and give the results by rank.
 
     Args:
-        function: may be of a notebook, see `parallel.carry`; what it returns must be picklable, tensors on the CPU.
+        function: may be of a notebook, see `parallel.carry`; what it returns must be picklable, tensors on the CPU. A
+            script must call this under `if __name__ == "__main__":`, since the processes import it.
         ranks: how many processes, 1 or more.
         timeout: seconds for the whole job, and for each collective.
         backend: "gloo" or "nccl" (a GPU for each rank); left out, gloo.
@@ -92,13 +95,13 @@ def launch(
         try:
             for rank in range(ranks):
                 ours, theirs = context.Pipe(duplex=False)
-                setting = _Setting(rank, ranks, f"{folder}/store", backend, timeout, threads, tuple(sys.path))
+                setting = _Setting(rank, ranks, folder, backend, timeout, threads, tuple(sys.path), dict(os.environ))
                 process = context.Process(target=_run, args=(setting, job, theirs), daemon=True)
                 process.start()
                 theirs.close()
                 pipes.append(ours)
                 processes.append(process)
-            return _collect(processes, pipes, timeout)
+            return _collect(processes, pipes, timeout, Path(folder))
         finally:
             _end(processes)
             for pipe in pipes:
@@ -109,11 +112,12 @@ def launch(
 class _Setting:
     rank: int
     ranks: int
-    store: str
+    folder: str
     backend: str
     timeout: float
     threads: int
     path: tuple[str, ...]
+    environment: dict[str, str]
 
 
 def join(backend: str, timeout: float, **where: Any) -> torch.device:
@@ -135,16 +139,20 @@ def join(backend: str, timeout: float, **where: Any) -> torch.device:
     return device
 
 
-def meet(what: str) -> None:
-    """Wait until every rank is here; with gloo, the error at the timeout names the ranks that are not.
+def meet(what: str, timeout: float | None = None) -> None:
+    """Wait until every rank is here.
 
-    Raises RuntimeError, which says what they did not come to.
+    Args:
+        what: all come to, for the error. timeout: seconds; left out, as for every collective.
+
+    Raises RuntimeError if some do not come in time; with gloo, it names them.
     """
     if dist.get_backend() != "gloo":
         dist.barrier()
         return
     try:
-        dist.monitored_barrier(wait_all_ranks=True)
+        within = None if timeout is None else datetime.timedelta(seconds=timeout)
+        dist.monitored_barrier(timeout=within, wait_all_ranks=True)
     except RuntimeError as error:
         raise RuntimeError(f"not all ranks came to {what}: {error}") from error
 
@@ -152,13 +160,17 @@ def meet(what: str) -> None:
 def _run(setting: _Setting, job: bytes, pipe: Connection) -> None:
     """What one process does; its last word goes through the pipe."""
     sys.path[:] = setting.path
+    os.environ.update(setting.environment)  # the server that this process was forked off may be older
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends the job
+    place = open(_place(Path(setting.folder), setting.rank), "w")  # noqa: SIM115 (open as long as the process lives)
+    if hasattr(faulthandler, "register"):
+        faulthandler.register(signal.SIGUSR1, place, all_threads=False)
     try:
         torch.set_num_threads(setting.threads)
         os.environ["LOCAL_RANK"] = str(setting.rank)
         join(
-            setting.backend, setting.timeout,
-            init_method=f"file://{setting.store}", rank=setting.rank, world_size=setting.ranks,
+            setting.backend, setting.timeout + GRACE,
+            init_method=f"file://{setting.folder}/store", rank=setting.rank, world_size=setting.ranks,
         )  # fmt: skip
         function, args, kwargs = unpack(job)
         pipe.send(("done", pack(function(*args, **kwargs))))
@@ -177,7 +189,7 @@ def _lost(message: str) -> bool:
     )
 
 
-def _collect(processes: list, pipes: list[Connection], timeout: float) -> list[Any]:
+def _collect(processes: list, pipes: list[Connection], timeout: float, folder: Path) -> list[Any]:
     """Wait for a word of every rank; stop at the first failure, or when the time is up."""
     ranks, results, failures = len(processes), {}, []
     deadline = time.monotonic() + timeout
@@ -199,10 +211,36 @@ def _collect(processes: list, pipes: list[Connection], timeout: float) -> list[A
         first = min(failures, key=lambda failure: failure.weight)
         raise RankFailed(first.rank, first.cause, ranks, first.detail)
     if len(results) < ranks:
-        late = [r for r in range(ranks) if r not in results]
-        more = f" (nor did {late[1:]})" if late[1:] else ""
-        raise RanksTimedOut(late[0], f"did not end within {timeout:g} s{more}", ranks)
+        raise _late([r for r in range(ranks) if r not in results], processes, timeout, folder)
     return [results[rank] for rank in range(ranks)]
+
+
+def _late(late: list[int], processes: list, timeout: float, folder: Path) -> RanksTimedOut:
+    """The error for ranks that are not done: each is asked where it stands, and one that waits for nobody is named."""
+    if hasattr(signal, "SIGUSR1"):
+        for rank in late:
+            if processes[rank].is_alive():
+                os.kill(processes[rank].pid, signal.SIGUSR1)
+        time.sleep(0.3)
+    places = {rank: _standing(_place(folder, rank)) for rank in late}
+    culprit = min(late, key=lambda rank: places[rank][1])
+    told = "; ".join(f"rank {rank} stands in {places[rank][0]}" for rank in late)
+    return RanksTimedOut(culprit, f"did not end within {timeout:g} s", len(processes), told)
+
+
+def _place(folder: Path, rank: int) -> Path:
+    return folder / f"place-{rank}"
+
+
+def _standing(path: Path) -> tuple[str, bool]:
+    """Where a process stands, as faulthandler wrote it: its innermost line outside torch, and whether torch waits."""
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    frames = re.findall(r'File "(.*?)", line (\d+) in (.*)', text)
+    waits = bool(frames) and "/torch/" in frames[0][0]
+    for file, line, name in frames:
+        if "/torch/" not in file:
+            return f"{name} ({Path(file).name}, line {line})", waits
+    return "an unknown place", waits
 
 
 def _word(rank: int, process: Any, pipe: Connection) -> bytes | _Failure:

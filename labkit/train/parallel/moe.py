@@ -6,7 +6,9 @@ rank has its share. Shared experts are computed while the tokens are under way.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,22 +32,32 @@ class ParallelMoE(MoE):
             over, and copies of this rank's experts.
         group: the ranks that share the experts; None is this process alone.
         wire: how rows travel, see `parallel.wire`; overlap: whether shared experts run meanwhile.
+        hops: left out, every row goes straight to its rank. Or two groups of `node_groups`: first once to each node
+            that a token needs, to the rank of the same place there, then on within the node (DeepSeek-V3, section
+            3.2.2). Sums are taken in the node before they go back.
 
     Raises ValueError unless the ranks divide the experts.
     """
 
     def __init__(
-        self, whole: MoE, group: dist.ProcessGroup | None = None, *, wire: Wire = "same", overlap: bool = True
+        self,
+        whole: MoE,
+        group: dist.ProcessGroup | None = None,
+        *,
+        wire: Wire = "same",
+        overlap: bool = True,
+        hops: Sequence[dist.ProcessGroup] | None = None,
     ) -> None:
         nn.Module.__init__(self)
         check_wire(wire)
         self.group, self.wire, self.overlap = group, wire, overlap
+        self.hops: tuple[dist.ProcessGroup | None, ...] = (group,) if hops is None else tuple(hops)
         self.ranks = dist.get_world_size(group) if group is not None else 1
         self.rank = dist.get_rank(group) if group is not None else 0
         self.config = whole.config
         self.router, self.shared = whole.router, whole.shared
         self.experts = share_of(whole.experts, self.rank, self.ranks)
-        self.last: tuple[int, list[int]] = (0, [0] * self.ranks)  # tokens, and rows for each rank, of the last call
+        self.tokens, self.sent = 0, []  # of the last call: tokens, and for each hop the rows to each of its ranks
 
     def forward(
         self,
@@ -63,42 +75,72 @@ class ParallelMoE(MoE):
         labels = {} if ids is None else {"ids": ids}
         routing = self.router(x, layer=layer, generator=generator, **labels)
         x_TD = x.reshape(routing.num_tokens, x.shape[-1])
-        plan = Plan.of(routing.topk_ids_TK, self.config.num_experts, self.ranks)
-        journey = self._send(x_TD, routing.topk_scores_TK, plan)
+        self.tokens, self.sent = len(x_TD), []
+        journey = self._send(x_TD, routing.topk_ids_TK, routing.topk_scores_TK, self.hops, self.config.num_experts)
         shared = self.shared(x) if self.shared is not None and self.overlap else None
-        y = self._compute(journey, plan, x_TD).reshape(x.shape)
+        y = self._come_back(journey, x_TD).reshape(x.shape)
         if self.shared is not None:
             y = y + (shared if self.overlap else self.shared(x))
         return (y, routing) if return_routing else y
 
     def traffic(self, ranks_per_node: int = 1) -> Traffic:
-        """What the last call sent, as all ranks saw it; every rank of the group must ask."""
+        """What the last call sent, as all ranks saw it; every rank of the group must ask.
+
+        Args:
+            ranks_per_node: neighbours in number that share a node; with two hops, it is known.
+        """
         c = self.config
+        if len(self.hops) > 1:
+            ranks_per_node = dist.get_world_size(self.hops[1])
         return gather_traffic(
-            *self.last, self.group, d_model=c.d_model, top_k=c.top_k, wire=self.wire,
+            self.tokens, self.sent, self.group, d_model=c.d_model, top_k=c.top_k, wire=self.wire,
             dtype=self.experts.down_EDF.dtype, ranks_per_node=ranks_per_node,
         )  # fmt: skip
 
-    def _send(self, x_TD: Tensor, scores_TK: Tensor, plan: Plan) -> tuple[Flight, Flight, Flight]:
-        """Rows, ids and scores to the ranks of their experts, all three under way when this returns."""
-        received = swap_counts(plan.sent_R, self.group).tolist()
+    def _send(
+        self, x_TD: Tensor, ids_TK: Tensor, scores_TK: Tensor, hops: Sequence[dist.ProcessGroup | None], experts: int
+    ) -> Journey:
+        """Rows, ids and scores on the first of these hops to `experts` experts, under way when this returns."""
+        group = hops[0]
+        ranks = dist.get_world_size(group) if group is not None else 1
+        plan = Plan.of(ids_TK, experts, ranks)
+        received = swap_counts(plan.sent_R, group).tolist()
         sent = plan.sent_R.tolist()
-        self.last = (len(x_TD), sent)
+        self.sent.append(sent)
         scores_MK = scores_TK[plan.token_M] * plan.here_MK
-        return (
-            depart(plan.ids_MK, sent, received, self.group),
-            depart(scores_MK, sent, received, self.group),
-            depart(x_TD[plan.token_M], sent, received, self.group, self.wire),
+        flights = (
+            depart(x_TD[plan.token_M], sent, received, group, self.wire),
+            depart(plan.ids_MK, sent, received, group),
+            depart(scores_MK, sent, received, group),
         )
+        return Journey(plan, flights, hops[1:], experts // ranks)
 
-    def _compute(self, journey: tuple[Flight, Flight, Flight], plan: Plan, x_TD: Tensor) -> Tensor:
-        """This rank's experts on what arrived, sent back and added up for each token."""
-        rows = journey[2]
-        ids_MK, scores_MK, arrived_MD = (flight.wait() for flight in journey)
-        y_MD = weighted_sum(self.experts, arrived_MD, ids_MK, scores_MK)
-        sums_MD = depart(y_MD, rows.received, rows.sent, self.group, answer_wire(self.wire), self.wire).wait()
-        out_TD = torch.zeros_like(widen(x_TD)).index_add(0, plan.token_M, widen(sums_MD))
-        return out_TD.to(x_TD.dtype)
+    def _come_back(self, journey: Journey, x_TD: Tensor) -> Tensor:
+        """On to the next hop, or through this rank's experts; then back, and each token's sums added up: as x."""
+        arrived_MD, ids_MK, scores_MK = (flight.wait() for flight in journey.flights)
+        if journey.hops:
+            further = self._send(arrived_MD, ids_MK, scores_MK, journey.hops, journey.experts)
+            y_MD = self._come_back(further, arrived_MD)
+        else:
+            y_MD = weighted_sum(self.experts, arrived_MD, ids_MK, scores_MK)
+        out = journey.flights[0]
+        sums_MD = depart(y_MD, out.received, out.sent, out.group, answer_wire(self.wire), self.wire).wait()
+        sums_TD = torch.zeros_like(widen(x_TD)).index_add(0, journey.plan.token_M, widen(sums_MD))
+        return sums_TD.to(x_TD.dtype)
+
+
+@dataclass(frozen=True, eq=False)
+class Journey:
+    """Rows, ids and scores on one hop.
+
+    Args:
+        plan: who goes where; flights: the three. hops: what is still to come; experts: of every place reached.
+    """
+
+    plan: Plan
+    flights: tuple[Flight, Flight, Flight]
+    hops: Sequence[dist.ProcessGroup | None]
+    experts: int
 
 
 def weighted_sum(experts: Experts, x_MD: Tensor, ids_MK: Tensor, scores_MK: Tensor) -> Tensor:
@@ -134,18 +176,16 @@ def parallel_layers(model: nn.Module) -> Iterator[tuple[str, ParallelMoE]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, ParallelMoE))
 
 
-def spread_experts(
-    model: nn.Module, group: dist.ProcessGroup | None, *, wire: Wire = "same", overlap: bool = True
-) -> nn.Module:
+def spread_experts(model: nn.Module, group: dist.ProcessGroup | None, **options: Any) -> nn.Module:
     """Put a `ParallelMoE` in the place of every `nn.MoE` of a model, in place; a bare `MoE` is answered by its own.
 
-    Args as `ParallelMoE`. Raises ValueError for a model without sparse layers.
+    Args as `ParallelMoE`, options among them. Raises ValueError for a model without sparse layers.
     """
     if isinstance(model, MoE):
-        return ParallelMoE(model, group, wire=wire, overlap=overlap)
+        return ParallelMoE(model, group, **options)
     found = [name for name, module in model.named_modules() if isinstance(module, MoE)]
     if not found:
         raise ValueError(f"{type(model).__name__} has no nn.MoE layer; there are no experts to spread")
     for name in found:
-        model.set_submodule(name, ParallelMoE(model.get_submodule(name), group, wire=wire, overlap=overlap))
+        model.set_submodule(name, ParallelMoE(model.get_submodule(name), group, **options))
     return model

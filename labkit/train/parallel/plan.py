@@ -31,14 +31,14 @@ class Plan:
 
     @classmethod
     def of(cls, topk_ids_TK: Tensor, num_experts: int, ranks: int) -> Plan:
-        """The plan for these choices, [T, K] int64. Raises ValueError unless the ranks divide the experts.
+        """The plan for these choices, [T, K] integers, of which −1 is none; ValueError unless ranks divide experts.
 
         >>> plan = Plan.of(torch.tensor([[0, 1], [3, 0]]), num_experts=4, ranks=2)
         >>> plan.token_M.tolist(), plan.sent_R.tolist(), plan.ids_MK.tolist()
         ([0, 1, 1], [2, 1], [[0, 1], [-1, 0], [1, -1]])
         """
         local = local_experts(num_experts, ranks)
-        rank_TK = topk_ids_TK // local
+        rank_TK = topk_ids_TK.long() // local
         goes_RT = _goes(rank_TK, ranks).T
         rank_M, token_M = goes_RT.nonzero(as_tuple=True)
         here_MK = rank_TK[token_M] == rank_M[:, None]
@@ -64,9 +64,9 @@ def copies(topk_ids_TK: Tensor, num_experts: int, places: int) -> Tensor:
     >>> copies(torch.tensor([[0, 1], [3, 0]]), num_experts=4, places=2).tolist()
     [1, 2]
     """
-    return _goes(topk_ids_TK // local_experts(num_experts, places), places).sum(1)
+    return _goes(topk_ids_TK.long() // local_experts(num_experts, places), places).sum(1)
 
 
 def _goes(rank_TK: Tensor, ranks: int) -> Tensor:
-    goes_TR = torch.zeros(len(rank_TK), ranks, dtype=torch.bool, device=rank_TK.device)
-    return goes_TR.scatter_(1, rank_TK, True)
+    goes_TR = torch.zeros(len(rank_TK), ranks + 1, dtype=torch.bool, device=rank_TK.device)
+    return goes_TR.scatter_(1, rank_TK.where(rank_TK >= 0, ranks), True)[:, :ranks]  # the last column is nowhere

@@ -16,12 +16,19 @@ from torch.distributed.tensor import DTensor
 
 from labkit.nn.experts import Experts
 from labkit.train.optim import Groups, groups
+from labkit.train.parallel.mesh import node_groups
 from labkit.train.parallel.moe import parallel_layers, spread_experts
 from labkit.train.parallel.wire import Wire
 
 
 def parallelize(
-    model: nn.Module, mesh: DeviceMesh, *, wire: Wire = "same", overlap: bool = True, shard: bool = False
+    model: nn.Module,
+    mesh: DeviceMesh,
+    *,
+    wire: Wire = "same",
+    overlap: bool = True,
+    shard: bool = False,
+    ranks_per_node: int | None = None,
 ) -> nn.Module:
     """Spread a model over a mesh, in place.
 
@@ -31,9 +38,12 @@ def parallelize(
         shard: hold parameters in shards and gather each block's when it runs (FSDP2, `fully_shard`): experts over "dp",
             all others over all ranks. Without it every rank holds all of both, and `sum_gradients` must be called.
 
+        ranks_per_node: left out, rows go straight to their ranks; else in two hops, once to each node.
+
     Raises ValueError as `spread_experts`.
     """
-    model = spread_experts(model, mesh.get_group("ep"), wire=wire, overlap=overlap)
+    hops = None if ranks_per_node is None else node_groups(mesh, ranks_per_node)
+    model = spread_experts(model, mesh.get_group("ep"), wire=wire, overlap=overlap, hops=hops)
     if not shard:
         return model
     from torch.distributed.fsdp import fully_shard

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from labkit.core.config import MoEConfig
 from labkit.nn import MoE
-from labkit.train.parallel import Traffic, make_mesh, spread_experts
+from labkit.train.parallel import Traffic, make_mesh, node_groups, spread_experts
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,17 @@ class Found:
 
 
 def run_cases(cases: list[Case], device: str = "cpu") -> list[Found]:
-    """Forward and backward of every case on this rank's tokens."""
+    """Forward and backward of every case on this rank's tokens; `near` of its options means two hops."""
     mesh = make_mesh()
-    return [
-        _one(case, mesh.get_group("ep"), torch.device(device, dist.get_rank()) if device == "cuda" else "cpu")
-        for case in cases
-    ]
+    where = torch.device(device, dist.get_rank()) if device == "cuda" else torch.device("cpu")
+    return [_one(case, mesh, where) for case in cases]
 
 
-def _one(case: Case, group: dist.ProcessGroup, device: torch.device | str) -> Found:
-    rank = dist.get_rank()
-    layer = spread_experts(case.whole().to(device), group, **case.options)
+def _one(case: Case, mesh: DeviceMesh, device: torch.device) -> Found:
+    rank, options = dist.get_rank(), dict(case.options)
+    near = options.pop("near", None)
+    hops = None if near is None else node_groups(mesh, near)
+    layer = spread_experts(case.whole().to(device), mesh.get_group("ep"), hops=hops, **options)
     x = case.x_by_rank[rank].to(device).requires_grad_()
     y = layer(x)
     y.backward(case.grad_by_rank[rank].to(device))

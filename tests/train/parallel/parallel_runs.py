@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +14,18 @@ import torch.distributed as dist
 from labkit.core.config import ModelConfig, MoEConfig
 from labkit.nn import Transformer
 from labkit.train import data, loop
-from labkit.train.parallel import ByteSource, digest, load, make_mesh, parallelize, save, train_parallel
+from labkit.train.parallel import (
+    ByteSource,
+    checkpoint,
+    digest,
+    load,
+    make_mesh,
+    meet,
+    node_groups,
+    parallelize,
+    save,
+    train_parallel,
+)
 from labkit.train.parallel.shard import mesh_groups
 from labkit.train.settings import TrainConfig
 
@@ -85,3 +98,49 @@ def die_at(settings: TrainConfig, folder: str, step: int, rank: int) -> None:
 
     trained.layers[1].ffn.experts.register_forward_pre_hook(count)
     train_parallel(trained, source, settings, mesh, folder=folder)
+
+
+def refusals(folder: str) -> list[str]:
+    """What ranks are told, one after another: each error's words, or "nothing" where there was none."""
+    rank, ranks, mesh = dist.get_rank(), dist.get_world_size(), make_mesh()
+    trained, source = parallelize(model(), mesh), ByteSource(corpus(), rank=rank, world=ranks)
+    optimizer = torch.optim.AdamW(mesh_groups(trained, 0.1))
+
+    def late() -> None:
+        time.sleep(1.5 * rank)
+        meet("the meeting", timeout=0.5)
+
+    def cannot_write() -> None:
+        plain = checkpoint.write_tensors
+        if rank == 1:
+            checkpoint.write_tensors = lambda path, tensors: (_ for _ in ()).throw(OSError("no space left on device"))
+        try:
+            save(folder, 9, trained, optimizer, {}, mesh)
+        finally:
+            checkpoint.write_tensors = plain
+
+    def wild() -> None:
+        train_parallel(trained, source, config(learning_rate=1e20, clip=0.0), mesh)
+
+    tries = [
+        lambda: make_mesh(3),
+        lambda: make_mesh(0),
+        lambda: node_groups(mesh, 3),
+        lambda: train_parallel(trained, source, config(optimizer="muon"), mesh),
+        lambda: train_parallel(trained, source, config(batch=3), mesh),
+        lambda: save(folder, 1, trained, optimizer, {}, mesh, keep=0),
+        lambda: save(folder, 1, trained, optimizer, {"config": {}, "model": None}, mesh),
+        lambda: train_parallel(trained, source, config(), mesh, folder=folder),
+        cannot_write,
+        wild,
+        late,
+    ]
+    return [_words(one) for one in tries]
+
+
+def _words(function: Callable[[], object]) -> str:
+    try:
+        function()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"

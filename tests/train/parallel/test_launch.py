@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import time
 
@@ -62,8 +63,9 @@ def test_a_rank_that_hangs_ends_the_job_in_time():
             time.sleep(600)
         dist.barrier()
 
-    with pytest.raises(RanksTimedOut, match=r"did not end within 4 s"):
+    with pytest.raises(RanksTimedOut, match="rank 1 of 2 did not end within 4 s") as caught:
         launch(job, 2, timeout=4)
+    assert re.fullmatch(r"rank 0 stands in job \(.*\); rank 1 stands in job \(.*\)", caught.value.detail)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,16 @@ def wires(ranks: int) -> list[parallel_jobs.Case]:
     ]
 
 
+def hops(ranks: int) -> list[parallel_jobs.Case]:
+    """Two hops over nodes of 1, 2 or all ranks, among them a router that keeps to its groups."""
+    grouped = {"num_groups": 4, "top_groups": 1, "top_k": 2, "num_shared_experts": 1}
+    return [
+        parallel_cases.make(f"hops {near} {number}", tuple(range(ranks, 0, -1)), options={"near": near}, **more)
+        for near in sorted({1, min(2, ranks), ranks})
+        for number, more in enumerate(({"top_k": 4}, {}, grouped))
+    ]
+
+
 def against_transformers(ranks: int) -> list[parallel_jobs.Case]:
     return [
         parallel_cases.make("olmoe", tuple(range(1, 1 + ranks)), selection_bias=False, norm_topk=False),
@@ -39,8 +49,15 @@ def against_transformers(ranks: int) -> list[parallel_jobs.Case]:
 def found(request):
     """All cases of one number of ranks, in one start: name → (case, the ranks' findings)."""
     ranks = request.param
-    cases = [*parallel_cases.ugly(ranks), *parallel_cases.drawn(ranks, 12), *wires(ranks), *against_transformers(ranks)]
+    cases = [
+        *parallel_cases.ugly(ranks),
+        *parallel_cases.drawn(ranks, 12),
+        *wires(ranks),
+        *hops(ranks),
+        *against_transformers(ranks),
+    ]
     by_rank = launch(parallel_jobs.run_cases, ranks, cases, timeout=120)
+    assert len({case.name for case in cases}) == len(cases)
     return {case.name: (case, list(results)) for case, *results in zip(cases, *by_rank, strict=True)}
 
 
@@ -105,20 +122,31 @@ def test_the_counted_traffic_is_that_of_the_choices(found):
     for case, results in found.values():
         layer = case.whole()
         ids = [layer.router(x).topk_ids_TK for x in case.x_by_rank]
-        options = {"wire": case.options.get("wire", "same"), "dtype": case.dtype}
+        near = case.options.get("near", 1)
+        options = {"wire": case.options.get("wire", "same"), "dtype": case.dtype, "ranks_per_node": near}
+        options["by_node"] = "near" in case.options
         expected = traffic(ids, case.config.num_experts, case.config.d_model, **options)
         for one in results:
             assert (one.traffic.rows_RR == expected.rows_RR).all()
             assert (one.traffic.bytes_RR == expected.bytes_RR).all()
+            assert (one.traffic.received_R == expected.received_R).all()
         assert expected.tokens_R.tolist() == [len(x) for x in case.x_by_rank]
 
 
-def test_a_group_limited_router_keeps_its_tokens_on_few_ranks(found):
-    """With a group of experts on each rank, no token goes to more ranks than it may have groups."""
-    case, results = found["deepseek_v3"]
-    if len(results) == case.config.num_groups:
-        rows, tokens = results[0].traffic.rows_RR.sum(), results[0].traffic.tokens_R.sum()
-        assert rows <= case.config.top_groups * tokens
+def test_two_hops_send_a_token_to_each_node_once_however_many_ranks_it_needs_there(found):
+    for case, results in found.values():
+        near, ranks = case.options.get("near"), len(results)
+        if near is None or near == ranks:
+            continue
+        layer = case.whole()
+        network = results[0].traffic.between(results[0].traffic.rows_RR)["network"]
+        needed = 0
+        for rank, x in enumerate(case.x_by_rank):
+            visits = layer.router(x).topk_ids_TK // (case.config.num_experts // (ranks // near))
+            needed += sum(len(set(row) - {rank // near}) for row in visits.tolist())
+        assert network == needed
+        if case.config.num_groups == ranks // near:
+            assert network <= case.config.top_groups * sum(len(x) for x in case.x_by_rank)
 
 
 def test_experts_that_the_ranks_do_not_divide_are_refused():

@@ -82,6 +82,29 @@ def test_a_killed_rank_ends_the_job_and_fewer_ranks_go_on_as_if_nothing_had_been
     assert newest.name == "step-00000005"
 
 
+def test_what_cannot_work_is_refused_on_every_rank_alike(tmp_path):
+    first, second = launch(parallel_runs.refusals, 2, str(tmp_path), timeout=TIMEOUT)
+    expected = [
+        "ValueError: ep is 3, which does not divide the 2 ranks",
+        "ValueError: ep is 0",
+        "ValueError: ranks_per_node is 3, which does not divide the 2 ranks of ep",
+        "ValueError: optimizer is 'muon'; on several ranks only 'adamw' is supported",
+        "ValueError: batch is 3 sequences, which 2 ranks cannot share evenly",
+        "ValueError: keep is 0",
+        "nothing",
+        f"ValueError: the run in {tmp_path} has steps=None",
+        "OSError: ",
+        "FloatingPointError: step 2 has loss",
+        "RuntimeError: not all ranks came to the meeting: ",
+    ]
+    for ours, theirs, wanted in zip(first, second, expected, strict=True):
+        assert ours.startswith(wanted)
+        assert theirs.startswith(wanted)
+    assert "rank 1 could not do its part of the checkpoint: OSError: no space left on device" in first[8]
+    assert "1" in first[10].removeprefix(expected[10])
+    assert [path.name for path in plain_checkpoint.checkpoints(tmp_path)] == ["step-00000001"]
+
+
 def altered(path: Path) -> str:
     raw = bytearray(path.read_bytes())
     raw[-1] ^= 1
