@@ -66,7 +66,7 @@ def test_data_is_found_without_a_checkout(installed, empty):
     code += "print(data_path('claims.yaml')); print(len(claims()))"
     path, count = python("-c", code, cwd=empty, PYTHONPATH=str(installed)).split()
     assert Path(path) == installed / "labkit" / "data" / "claims.yaml"
-    assert count == "14"
+    assert count == "15"
 
 
 def test_the_files_of_a_fleet_are_found_without_a_checkout(installed, empty):
