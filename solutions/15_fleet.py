@@ -1132,7 +1132,7 @@ else:
 
 # %% [markdown]
 # These are the rules that come with the course, for `labkit serve` and the fleet. Each has a paragraph in
-# `docs/fleet.md`: what it means, where to look, what to do. In the tests a real Prometheus reads a real fleet until an
+# `docs/fleet.md`: what it means, where to look, what to do. In the tests a real Prometheus reads a real server until an
 # alert fires, and clears.
 
 # %%
