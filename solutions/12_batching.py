@@ -79,12 +79,12 @@ torch.set_num_threads(1)  # what runs on the CPU here is small: threads would on
 # them as with any others.
 
 # %%
-BATCHES = (1, 2, 4, 8, 16, 32, 64, 128) if gpu else (1, 2, 4, 8, 16, 32)
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256) if gpu else (1, 2, 4, 8, 16, 32)
 PAST = 256 if gpu else 16  # tokens before a decode step that is timed
 ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
 MEASURED, ROWS = (32, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
-TOGETHER = (1, 4, 16, 64, 128) if gpu else (1, 4, 16)  # sequences at once
+TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
 LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
 trained = my_model(device=device)
