@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from paged_batches import batch, draw, num_blocks, plain
 
 from labkit.kernels import paged_attention, paged_decode
@@ -11,6 +12,7 @@ from labkit.kernels.attention_tiles import Block
 from labkit.kernels.interpreter import brisk
 from labkit.kernels.paged_attention import attend, choose, force, turn_and_write, write
 from labkit.kernels.paged_decode import decode, shares
+from labkit.kernels.paged_layout import Layout
 from labkit.nn.rope import rotate
 
 SINKS = torch.tensor([0.5, -1.0, 2.0, 0.1])
@@ -53,6 +55,24 @@ def test_latents(heads):
 
 def test_decoding_and_prefill_in_one_batch_with_single_tokens_among_the_chunks():
     check([(40, 1), (2, 1), (7, 21), (0, 1), (12, 2), (33, 1)], 4, 2, 1, 16)
+
+
+@pytest.mark.parametrize(("latent", "sinks"), [(0, SINKS), (8, None)])
+def test_what_a_graph_has_left_over_gives_zeros(latent, sinks):
+    real = batch([(40, 1), (2, 1), (7, 21), (12, 2)], 4)
+    more = [F.pad(t, (0, room), value=value) for t, room, value in (
+        (real.positions_T, 9, 0), (real.rows_T, 9, 0), (real.starts_N, 5, 25), (real.lengths_N, 5, 0)
+    )]  # fmt: skip
+    layout = Layout(*more, F.pad(real.tables_NM, (0, 2, 0, 5)), 34, 99)
+    query, *stores = draw(real, 4, 4, 1, 16 + latent, latent=latent)
+    query = torch.cat([query, torch.full_like(query[:9], torch.nan)])
+    with force("triton"), brisk():
+        y = attend(query, *stores, layout, scale=0.3, sinks=sinks)
+    want = plain(query[:25], *stores, real, scale=0.3, sinks=sinks)
+    torch.testing.assert_close(y[:25].double(), want, rtol=1e-5, atol=1e-5)
+    assert y[25:].eq(0).all()
+    with force("torch"):
+        torch.testing.assert_close(attend(query, *stores, layout, scale=0.3, sinks=sinks), y, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [0, 50])

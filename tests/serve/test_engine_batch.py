@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,7 +13,7 @@ from paged_models import FAMILIES, build
 from labkit.serve.cache.paged import Layout
 from labkit.serve.engine import Engine, SamplingParams
 from labkit.serve.engine.batch import Packer, Shape
-from labkit.serve.engine.graphs import GraphRunner, refuses, sizes
+from labkit.serve.engine.graphs import GraphRunner, refuses, sizes, token_sizes
 from labkit.serve.engine.runner import TorchRunner, extent
 from labkit.serve.scheduler import Chunk, Limits
 
@@ -51,22 +53,24 @@ def test_packed_bytes_are_the_layout_and_the_rows_that_sample(drawn):
     assert batch.wanted_R.tolist() == [end for end, chunk in zip(ends.tolist(), chunks, strict=True) if chunk.samples]
 
 
-@settings(max_examples=80, deadline=None)
-@given(steps(decode=True), st.integers(0, 4), st.integers(0, 3))
-def test_padding_reads_nothing_and_writes_into_the_spare_block(drawn, more, wider):
+@settings(max_examples=150, deadline=None)
+@given(steps(), *[st.integers(0, 4)] * 4)
+def test_padding_reads_nothing_and_writes_into_the_spare_block(drawn, tokens, sequences, wider, wanted):
     size, chunks = drawn
     packer = Packer(size, 60)
     tight = packer.shape(chunks)
-    N = tight.N + more
-    wide = Shape(N, N, tight.M + wider, N)
-    batch = wide.batch(packer.pack(chunks, wide), 1, 99, N)
-    exact, real = Layout.of(chunks, size), tight.N
-    assert torch.equal(batch.layout.rows_T[:real], exact.rows_T)
-    assert torch.equal(batch.layout.tables_NM[:real, : tight.M], exact.tables_NM)
-    assert torch.equal(batch.layout.lengths_N[:real], exact.lengths_N)
-    assert set(batch.layout.rows_T[real:].tolist()) <= {60 * size}
-    assert not batch.layout.lengths_N[real:].any()
-    assert batch.layout.starts_N.tolist() == [*batch.wanted_R.tolist(), N] == list(range(N + 1))
+    T, N, M, R = tight.T, tight.N, tight.M, tight.R
+    wide = Shape(T + tokens, N + sequences, M + wider, R + wanted)
+    batch = wide.batch(packer.pack(chunks, wide), T, 99, 0)
+    found, exact = batch.layout, Layout.of(chunks, size)
+    for name, real in (("positions_T", T), ("rows_T", T), ("starts_N", N + 1), ("lengths_N", N)):
+        assert torch.equal(getattr(found, name)[:real], getattr(exact, name)), name
+    assert torch.equal(found.tables_NM[:N, :M], exact.tables_NM)
+    assert set(found.rows_T[T:].tolist()) <= {60 * size}
+    assert not found.lengths_N[N:].any()
+    assert set(found.starts_N[N:].tolist()) == {T}
+    assert (batch.wanted_R < T).all()
+    assert set(batch.source_T.tolist()) == {-1}
 
 
 def test_tables_follow_blocks_that_change_and_forget_who_left():
@@ -107,6 +111,26 @@ def test_there_is_a_size_for_every_number_of_sequences():
         assert list(found) == sorted(set(found))
         assert len(found) == 1 or found[-2] < most or found[-1] < most + 32
     assert sizes(256)[-1] == 256
+
+
+def test_there_is_a_size_for_every_number_of_tokens():
+    for most in (1, 2, 31, 32, 33, 48, 100, 300, 2048, 5000):
+        found = token_sizes(most)
+        assert found[-1] == most
+        assert list(found) == sorted(set(found))
+        assert all(small >= 32 and large <= 1.5 * small for small, large in pairwise(found))
+
+
+def test_a_step_takes_the_next_larger_graph():
+    runner, taken = GraphRunner(build("mixtral"), LIMITS, record=lambda compute: compute), []
+    runner._replays = {
+        each: lambda each=each, replay=replay: taken.append(each) or replay()
+        for each, replay in runner._replays.items()
+    }
+    chunk = lambda at, count: Chunk(str(at), 0, (3,) * count, (3 * at, 3 * at + 1, 3 * at + 2), True)  # noqa: E731
+    for counts in ((1, 1, 1), (1, 4), (2,), (1,) * 6):
+        runner.run([chunk(at, count) for at, count in enumerate(counts)])
+    assert taken == [(True, 4), (False, 13), (False, 13), (True, 8)]
 
 
 def test_without_a_gpu_graphs_are_refused():

@@ -87,8 +87,8 @@ class Packer:
         """Bytes on the host, in place until the call after the next.
 
         Args:
-            shape: as `shape` gives it, or larger where every chunk is one token: the rest is padding that
-                reads nothing and writes into the spare block.
+            shape: as `shape` gives it, or larger: the rest is padding, tokens of nobody that read nothing and are
+                written into the spare block, sequences without tokens, and the first row wanted again.
             sources: for each chunk, the row of the last pass that made its first token, or −1; None: −1 for all.
         """
         raw = self._room(shape.nbytes)
@@ -114,16 +114,9 @@ class Packer:
         rows[:t] = tables[owner, blocks].astype(np.int64) * self.block_size + inside
         last = starts[1 : n + 1][[chunk.samples for chunk in chunks]] - 1
         wanted[: len(last)] = last
-        if t < shape.T:
-            self._pad(shape, t, (ids, positions, rows, wanted, starts, lengths, tables))
+        ids[t:], positions[t:], rows[t:] = 0, 0, self.spare * self.block_size
+        wanted[len(last) :], starts[n + 1 :], lengths[n:], tables[n:] = 0, t, 0, 0
         return raw[: shape.nbytes]
-
-    def _pad(self, shape: Shape, n: int, parts: tuple[np.ndarray, ...]) -> None:
-        ids, positions, rows, wanted, starts, lengths, tables = parts
-        ids[n:], positions[n:], rows[n:] = 0, 0, self.spare * self.block_size
-        wanted[n:] = np.arange(n, shape.R)
-        starts[n + 1 :] = np.arange(n + 1, shape.N + 1)
-        lengths[n:], tables[n:] = 0, 0  # an empty place
 
     def _fill_tables(self, chunks: Sequence[Chunk], tables: np.ndarray) -> None:
         known = self._tables

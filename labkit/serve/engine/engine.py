@@ -40,8 +40,8 @@ class Engine:
         tokenizer: of transformers or `tokenizers`; without one, prompts are tokens and answers have no text.
         limits: sizes of cache, steps and queue; by default what `default_limits` makes of the model.
         eos_token_ids: that end an answer; by default the tokenizer's.
-        runner: computes chunks; by default made of the model. graphs: whether on CUDA decoding steps are replayed from
-            CUDA graphs; by default they are. ahead: whether a step is sent to the device before the last one's tokens
+        runner: computes chunks; by default made of the model. graphs: whether on CUDA steps are replayed from CUDA
+            graphs; by default they are. ahead: whether a step is sent to the device before the last one's tokens
             are on the host; by default on CUDA.
         clock: seconds, for times and arrivals. name: of the model.
 

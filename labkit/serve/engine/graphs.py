@@ -1,8 +1,9 @@
-"""Steps that only decode, replayed from CUDA graphs: hundreds of small kernels for one call of the host.
+"""Steps replayed from CUDA graphs: hundreds of small kernels for one call of the host.
 
-A graph has fixed sizes, so there is one for each of some numbers of sequences, and a step takes the next larger one;
-the empty places read nothing and write into the cache's spare block. All graphs read the same bytes and share their
-memory, since only one runs at a time. Steps with prompts in them run as they come.
+A graph has fixed sizes. There is one for each of some numbers of sequences that only decode, and one for each of some
+numbers of tokens with prompts among them; a step takes the next larger one. What is left over reads nothing and is
+written into the cache's spare block. All graphs read the same bytes and share their memory, since only one runs at a
+time.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from labkit.kernels import dispatch, paged_attention
 from labkit.nn.model import Transformer
 from labkit.nn.moe import MoE
-from labkit.serve.engine.batch import Batch, Shape
+from labkit.serve.engine.batch import Shape
 from labkit.serve.engine.runner import TorchRunner
 from labkit.serve.scheduler.limits import Limits
 from labkit.serve.scheduler.step import Chunk
@@ -36,6 +37,16 @@ def sizes(max_sequences: int) -> tuple[int, ...]:
     """
     found = [size for size in _SMALL if size < max_sequences + 16]
     return (*found, *range(2 * _STEP, max_sequences + _STEP, _STEP))
+
+
+def token_sizes(max_tokens: int) -> tuple[int, ...]:
+    """Numbers of tokens for which there is a graph of steps with prompts: two between a power of two and the next.
+
+    >>> token_sizes(300)
+    (32, 48, 64, 96, 128, 192, 256, 300)
+    """
+    found = [size for power in range(5, max_tokens.bit_length()) for size in (1 << power, 3 << (power - 1))]
+    return (*[size for size in found if size < max_tokens], max_tokens)
 
 
 def refuses(model: Transformer) -> str:
@@ -92,7 +103,7 @@ class Recorder:
 
 
 class GraphRunner(TorchRunner):
-    """A `TorchRunner` whose decoding steps are replayed.
+    """A `TorchRunner` whose steps are replayed.
 
     Args:
         model, limits: as there.
@@ -102,50 +113,39 @@ class GraphRunner(TorchRunner):
 
     def __init__(self, model: Transformer, limits: Limits, record: Record | None = None) -> None:
         super().__init__(model, limits)
-        self._sizes = sizes(limits.max_sequences)
+        self._sizes = {True: sizes(limits.max_sequences), False: token_sizes(limits.max_tokens_per_step)}
         self._width = -(-limits.max_context // limits.block_size)
-        self._context = self._width * limits.block_size
-        self._raw = torch.empty(self._shape(self._sizes[-1]).nbytes, dtype=torch.uint8, device=model.device)
+        every = [(only_decodes, size) for only_decodes in (False, True) for size in reversed(self._sizes[only_decodes])]
+        most = max(self._shape(*each).nbytes for each in every)
+        self._raw = torch.empty(most, dtype=torch.uint8, device=model.device)
         record = Recorder() if record is None else record
         self._replays = {}
-        for size in reversed(self._sizes):  # the largest first: the others find room in its memory
-            self._fill((), self._shape(size))
-            self._replays[size] = record(lambda size=size: self._compute(size))
-        self._warm_up()  # after the graphs: recording gives back all memory that is free
+        for each in every:  # the largest first: the others find room in its memory
+            self._fill((), self._shape(*each))
+            self._replays[each] = record(lambda each=each: self._compute(*each))
         self._tally.forget()
 
-    def _shape(self, size: int) -> Shape:
-        return Shape(size, size, self._width, size)
+    def _shape(self, only_decodes: bool, size: int) -> Shape:
+        sequences = size if only_decodes else min(size, self._sizes[True][-1])
+        return Shape(size, sequences, self._width, sequences)
 
     def _fill(self, chunks: Sequence[Chunk], shape: Shape, sources: Sequence[int] | None = None) -> None:
         self._raw[: shape.nbytes].copy_(self.packer.pack(chunks, shape, sources), non_blocking=True)
 
-    def _batch(self, size: int) -> Batch:
-        return self._shape(size).batch(self._raw, 1, self._context, size)
-
     @torch.no_grad()
-    def _compute(self, size: int) -> Outputs:
-        batch = self._batch(size)
+    def _compute(self, only_decodes: bool, size: int) -> Outputs:
+        """A pass over what the bytes say; with prompts, nobody is known to decode, and any may be the longest."""
+        shape, context = self._shape(only_decodes, size), self._width * self.limits.block_size
+        batch = shape.batch(self._raw, *((1, context, size) if only_decodes else (size, context, 0)))
         return self._pass(batch, self._ids(batch))
 
-    def _warm_up(self) -> None:
-        """Compile what prompts need, before the first one waits for it; the entries go into the spare block."""
-        size, spare, most = self.limits.block_size, self.limits.num_blocks, self.limits.max_tokens_per_step
-        longest = min(most, self.limits.max_context)
-        decoding = [Chunk("", 0, (0,), (spare,), True)] * 3
-        counts = {max(1, min(count, most)) for count in (2, 61, 64, 509, 512, most - 3, most)}
-        for count in sorted(counts):  # Triton compiles again where a size is no multiple of 16
-            lengths = [min(longest, count - start) for start in range(0, count, longest)]
-            prompts = [Chunk("", 0, (0,) * length, (spare,) * -(-length // size), True) for length in lengths]
-            super()._forward(prompts, None)
-            if count + len(decoding) <= most:
-                super()._forward([*decoding, *prompts], None)
-
     def _forward(self, chunks: Sequence[Chunk], sources: Sequence[int] | None) -> Outputs:
-        count = len(chunks)
-        if count > self._sizes[-1] or any(len(chunk.tokens) > 1 or not chunk.samples for chunk in chunks):
+        tokens = sum([len(chunk.tokens) for chunk in chunks])
+        only_decodes = tokens == len(chunks)
+        known = self._sizes[only_decodes]
+        if tokens > known[-1] or len(chunks) > self._sizes[True][-1]:
             return super()._forward(chunks, sources)
-        size = self._sizes[bisect_left(self._sizes, count)]
-        self._fill(chunks, self._shape(size), sources)
+        each = only_decodes, known[bisect_left(known, tokens)]
+        self._fill(chunks, self._shape(*each), sources)
         self._tally.passed()
-        return self._replays[size]()
+        return self._replays[each]()
