@@ -124,10 +124,22 @@ else:
     large = model
 
 # %% [markdown]
-# Some sequences, each with a few tokens in its cache, decode one step together, again and again from the same state:
+# Some sequences, each with a few tokens in its cache, decode one step together, again and again from the same state. On
+# a GPU the step is recorded as a CUDA graph (lab 08) and replayed: its hundreds of kernels are short, and otherwise we
+# would time the host that starts them.
 
 
 # %%
+def recorded(call):
+    """On a GPU a call that was made before, as a CUDA graph."""
+    if not gpu:
+        return call
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
 @torch.no_grad()
 def decode_step(model, batch):
     """Seconds of one decode step of so many sequences, and the share of its experts that were used."""
@@ -140,7 +152,7 @@ def decode_step(model, batch):
         return model(ids[:, :1], cache=cache, **how)
 
     used = [(record.tokens_per_expert_E > 0).float().mean().item() for record in step(return_routing=True).routing]
-    return measure.timing(step, device, samples=5 if gpu else 3).median, statistics.mean(used)
+    return measure.timing(recorded(step), device, samples=5 if gpu else 3).median, statistics.mean(used)
 
 
 # %% [markdown]
