@@ -840,9 +840,11 @@ def pack(load_S: list[float], num_ranks: int) -> list[int]:
 pack = check("16.pack", pack)
 
 # %% [markdown]
-# The two together, on the example in EPLB's README: two layers of twelve experts, sixteen slots, eight GPUs on two
-# nodes. There, four groups of experts are packed onto the nodes first, so that a limit on nodes stays one; then each
-# node makes copies and packs its GPUs.
+# The two together, on the example in EPLB's README (github.com/deepseek-ai/EPLB at d52c72d; its code prints the same):
+# two layers of twelve experts, sixteen slots, eight GPUs on two nodes. There, four groups of experts are packed onto the
+# nodes first, so that a limit on nodes stays one; then each node makes copies and packs its GPUs. Below, the load of
+# each GPU, lightest first: by your two functions, by the published slots, and by `labkit`'s `placement.place`, which
+# begins as you do and then swaps and moves copies as long as the busiest GPU gains.
 
 # %% tags=["nbval-check-output"]
 EXAMPLE = [
@@ -878,8 +880,13 @@ for load_E, published in zip(EXAMPLE, PUBLISHED, strict=True):
         expert_S, rank_S = place([load_E[e] for e in members], 8, 4)
         ours += gpu_loads([load_E[e] for e in members], expert_S, rank_S, 4)
     theirs = gpu_loads(load_E, published, [slot // 2 for slot in range(16)], 8)
-    print("ours ", [f"{value:.1f}" for value in sorted(ours)])
-    print("EPLB ", [f"{value:.1f}" for value in sorted(theirs)])
+    swapped = placement.place(load_E, 16, 8, num_nodes=2, num_groups=4).gpu_load
+    for name, values in {"yours": ours, "EPLB": theirs, "swapped": swapped}.items():
+        print(f"{name:8}", *(f"{value:6.1f}" for value in sorted(values)))
+
+# %% [markdown]
+# Yours are EPLB's, GPU for GPU. Greedy is near the best, not the best: a third copy where the second of another expert is
+# missed less takes five tokens off the busiest GPU of the first layer. In the second, the busiest one stays as it is.
 
 # %% [markdown]
 # Now what was measured: the trained model's six layers, sixteen experts on eight ranks, two each. In order, the busiest
@@ -962,7 +969,7 @@ for planned in chosen:
 p_stale.against(statistics.mean(pairs[a, b] for a, b in itertools.permutations(chosen, 2)))
 
 # %% [markdown]
-# (`placement.place` is `labkit`'s: it goes on from the greedy result, and swaps as long as that helps.) All pairs:
+# (With `placement.place`, which swaps.) All pairs:
 
 # %%
 names = list(chosen)
