@@ -339,17 +339,18 @@ def over_the_wire(rows, send, receive):
 # %%
 def one_rank(layer, x_TD, routings, scores_TK, cuts, answer):
     """For each routing this rank's loss, and the gradients of all weights that its experts found."""
-    rank, ranks, found = dist.get_rank(), dist.get_world_size(), []
-    mine = slice(cuts[rank], cuts[rank + 1])
-    owner_E = torch.arange(layer.config.num_experts) * ranks // layer.config.num_experts
+    rank, ranks, device, found = dist.get_rank(), dist.get_world_size(), parallel.make_mesh().device_type, []
+    layer = layer.to(device)
+    owner_E = torch.arange(layer.config.num_experts, device=device) * ranks // layer.config.num_experts
     for ids_TK in routings:
         layer.zero_grad()
+        mine = [part[cuts[rank] : cuts[rank + 1]].to(device) for part in (x_TD, ids_TK, scores_TK)]
         y_TD = answer(
-            x_TD[mine], ids_TK[mine], scores_TK[mine], owner_E, ranks, over_the_wire,
-            lambda rows, ids: layer.experts(rows, (ids[:, None], torch.ones(len(ids), 1))),
+            *mine, owner_E, ranks, over_the_wire,
+            lambda rows, ids: layer.experts(rows, (ids[:, None], torch.ones(len(ids), 1, device=device))),
         )  # fmt: skip
         (loss := y_TD.square().sum()).backward()
-        found.append((loss.item(), [p.grad.clone() for p in layer.experts.parameters()]))
+        found.append((loss.item(), [p.grad.to("cpu", copy=True) for p in layer.experts.parameters()]))
     return found
 
 
