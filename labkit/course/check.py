@@ -130,14 +130,23 @@ def _kind(value: Any) -> str:
 
 
 def describe_case(case: Case, reference: Callable[..., Any] | None = None) -> str:
-    """A case in one line: what is special about it, then its arguments, named as the reference names them."""
+    """A case in one line: what is special about it, then its arguments, named as who is given them names them."""
     names: list[str] = []
     if reference is not None and case.init is None:
-        names = [f"{name}=" for name in inspect.signature(reference).parameters]
+        names = [f"{name}=" for name in _names(case, reference)]
     names += [""] * (len(case.args) - len(names))
     shown = [name + describe(value) for name, value in zip(names, case.args, strict=False)]
     shown += [f"{name}={describe(value)}" for name, value in case.kwargs.items()]
     return (f"{case.label}: " if case.label else "") + ", ".join(shown)
+
+
+def _names(case: Case, reference: Callable[..., Any]) -> list[str]:
+    """The reference's names of the arguments, or those of what calls it, where that one names them."""
+    if case.through is not None:
+        _, *given = inspect.signature(case.through).parameters.values()
+        if all(parameter.kind is not parameter.VAR_POSITIONAL for parameter in given):
+            return [parameter.name for parameter in given]
+    return list(inspect.signature(reference).parameters)
 
 
 def describe(value: Any, limit: int = 240) -> str:

@@ -1,7 +1,9 @@
-"""A Transformer that has shapes and no values: what the tensors of a file are put into."""
+"""Modules that have shapes and no values: what the tensors of a file, or of another module, are put into."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -12,15 +14,28 @@ from labkit.nn.model import Transformer
 
 
 def skeleton(config: ModelConfig, implementation: str = "auto") -> Transformer:
-    """The model of a configuration on the meta device, where tensors take no memory.
+    """The model of a configuration, `without_values`.
 
     Args:
         implementation: of the experts, see `nn.Experts`.
+    """
+    with without_values():
+        return Transformer(config, implementation)
 
-    Nothing is drawn: to draw a normal number there, torch imports its compiler, for seconds and a hundred megabytes.
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Modules that are built inside lie on the meta device, where tensors take no memory, and `nn.init` does nothing.
+
+    To draw a normal number there, torch would import its compiler, for seconds and a hundred megabytes.
+
+    >>> with without_values():
+    ...     layer = torch.nn.Linear(3, 2)
+    >>> layer.weight.device.type, tuple(layer.weight.shape)
+    ('meta', (2, 3))
     """
     with torch.device("meta"), _NothingDrawn():
-        return Transformer(config, implementation)
+        yield
 
 
 class _NothingDrawn(TorchFunctionMode):

@@ -111,7 +111,7 @@ PUBLISHED = (
     (5, 6, 5, 7, 8, 4, 3, 4, 10, 9, 10, 2, 0, 1, 11, 1),
     (7, 10, 6, 8, 6, 11, 8, 9, 2, 4, 5, 1, 5, 0, 3, 1),
 )
-"""The expert in each slot, two slots a GPU and four GPUs a node: EPLB's README (github.com/deepseek-ai/EPLB)."""
+"""Each slot's expert, two slots a GPU, four GPUs a node: EPLB's README (github.com/deepseek-ai/EPLB at d52c72d)."""
 
 
 @pytest.mark.parametrize("layer", [0, 1])

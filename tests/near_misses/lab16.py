@@ -81,6 +81,11 @@ BY_LISTS = {
     "mean": {"scores[token, choice]": "(scores[token, choice] / K)"},
     "first_only": {"scores[token, choice]": "scores[token, choice].where(choice == 0, 0.0)"},
     "detached": {"exchange(x[token],": "exchange(x.detach()[token],"},
+    "weighted_inputs": {"exchange(x[token],": "exchange(x[token] * scores[token, choice][:, None],",
+                        "weighted = results * scores[token, choice][:, None]": "weighted = results"},
+    "own_ids": {"exchange(ids[token, choice], send, receive)": "ids[token, choice]"},
+    "stayed_home": {"    one =": "    y = experts(x[token], ids[token, choice]) * scores[token, choice][:, None]\n"
+                    "    return torch.zeros_like(x).index_add(0, token, y)\n    one ="},
 }  # fmt: skip
 
 # ------------------------------------------------------------------------------------------------------ node_limited
@@ -113,6 +118,7 @@ TOKEN_BY_TOKEN = {
     "equal_shares": {"        found": "        near = [e for n in nodes for e in sorted("
                      "range(n * each, n * each + each), key=lambda e: -row[e])[: top_k // max_nodes]]\n        found"},
     "nodes_in_turn": {"row[n * each : (n + 1) * each]": "row[n::num_nodes]", "e // each": "e % num_nodes"},
+    "mask_in_turn": {"e // each": "e % num_nodes"},
     "closed_instead": {"if e // each in nodes]": "if e // each not in nodes or len(nodes) == num_nodes]\n"
                        "        near += [e for e in range(len(row)) if e not in near]\n"
                        "        row = [s if e // each not in nodes or max_nodes == num_nodes else -1e9 - e "
@@ -142,6 +148,7 @@ def with_a_heap(load, num_slots):
 
 WITH_A_HEAP = {
     "hottest_takes_all": {"(-load[e] / copies[e], e)": "(-load[e], e)"},
+    "halved_again": {"-load[e] / copies[e]": "-load[e] / 2 ** (copies[e] - 1)"},
     "one_each": {"(-load[e] / copies[e], e)": "(1e9 * (copies[e] - 1) - load[e], e)"},
     "in_proportion": {"    return list(copies.values())":
                       "    return [max(1, round(v / sum(load) * num_slots)) if any(load) else 1 for v in load]"},
@@ -179,6 +186,8 @@ DEAL = "total, r = heapq.heappop(heap)"
 WITH_BINS = {
     "no_limit": {"if len(bins[r]) < each:": "if True:"},
     "in_order": {ORDER: "[(-value, slot) for slot, value in enumerate(loads)]"},
+    "last_slot_first": {ORDER: "sorted((-value, -slot, slot) for slot, value in enumerate(loads))",
+                        "for minus, slot in": "for minus, _, slot in"},
     "lightest_first": {ORDER: "sorted(((-value, slot) for slot, value in enumerate(loads)), key=lambda p: -p[0])"},
     "dealt": {DEAL: "total, r = 0, sum(map(len, bins)) % num_ranks"},
     "to_and_fro": {DEAL: "total, turn = 0, sum(map(len, bins)) % (2 * num_ranks)\n"
@@ -225,6 +234,8 @@ BY_CLOCK = {
     "in_turn": {"(busy + idle) * each": "busy * stages * each"},
     "of_the_work": {"idle / (busy + idle)": "idle / busy"},
     "bubble_in_seconds": {"idle / (busy + idle)": "idle * each"},
+    "links_only": {'(compute, "compute"), ': ""},
+    "binary_giga": {"1e9": "2**30"},
     "shortest": {"names[-1][1]": "names[0][1]"},
 }  # fmt: skip
 

@@ -101,7 +101,7 @@ EPLB = (
     (90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86),
     (20, 107, 104, 64, 19, 197, 187, 157, 172, 86, 16, 27),
 )
-"""The load of two layers' twelve experts, from the example in EPLB's README (github.com/deepseek-ai/EPLB)."""
+"""The load of two layers' twelve experts, as EPLB's README has it (github.com/deepseek-ai/EPLB at d52c72d)."""
 
 
 def replicate_cases(seed: int) -> list[Case]:

@@ -60,6 +60,9 @@ class Dispatch:
         wrong, (T, K), ones = self.wrong, ids_TK.shape, [1] * num_ranks
         if wrong == "leaves_with_nothing" and T == 0:
             return torch.zeros_like(x_TD)
+        if wrong == "stayed_home":
+            y_NKD = experts(x_TD.repeat_interleave(K, dim=0), ids_TK.flatten()).view(T, K, x_TD.shape[1])
+            return (y_NKD * scores_TK[..., None]).sum(dim=1)
         flat_N, token_N = ids_TK.flatten(), torch.arange(T * K) // K
         order_N = (flat_N if wrong == "by_expert" else owner_E[flat_N]).argsort(stable=True)
         if wrong == "not_sorted":
@@ -67,10 +70,13 @@ class Dispatch:
         send_R = owner_E[flat_N].bincount(minlength=num_ranks)
         receive_R = send_R if wrong == "counts_not_exchanged" else exchange(send_R, ones, ones)
         taken_N = order_N % max(T, 1) if wrong == "wrong_token" else token_N[order_N]
-        rows_MD = exchange(x_TD[taken_N], send_R, receive_R)
+        early_N1 = scores_TK.reshape(-1, 1)[order_N] if wrong == "weighted_inputs" else 1.0
+        rows_MD = exchange(x_TD[taken_N] * early_N1, send_R, receive_R)
         if wrong == "detached":
             rows_MD = rows_MD.detach()
-        ids_M = exchange(flat_N if wrong == "ids_unsorted" else flat_N[order_N], send_R, receive_R)
+        ids_M = flat_N[order_N]
+        if wrong != "own_ids":
+            ids_M = exchange(flat_N if wrong == "ids_unsorted" else ids_M, send_R, receive_R)
         there_R, here_R = (send_R, receive_R) if wrong == "same_way_back" else (receive_R, send_R)
         back_ND = exchange(experts(rows_MD, ids_M), there_R, here_R)
         if wrong == "scores_too_early":
@@ -78,7 +84,7 @@ class Dispatch:
         y_NKD = self._restored(back_ND, order_N).view(T, K, x_TD.shape[1])
         if wrong == "first_only":
             return y_NKD[:, 0] * scores_TK[:, :1]
-        if wrong in ("unweighted", "scores_too_early"):
+        if wrong in ("unweighted", "scores_too_early", "weighted_inputs"):
             return y_NKD.sum(dim=1)
         y_NKD = y_NKD * scores_TK[..., None]
         if wrong == "renormalised":
@@ -118,6 +124,8 @@ class NodeLimited:
             )
             ids_TK = members_Ne[chosen_TM].gather(2, per_TMk.indices).flatten(1)
             return ids_TK.gather(1, scores_TE.gather(1, ids_TK).argsort(dim=1, descending=True))
+        if wrong == "mask_in_turn":
+            node_E = torch.arange(E) % num_nodes
         open_TE = (chosen_TM[..., None] == node_E).any(dim=1)
         masked_TE = scores_TE.masked_fill(~open_TE, 0.0 if wrong == "zero_mask" else -torch.inf)
         if wrong == "closed_instead":

@@ -30,12 +30,16 @@ class Replicate:
         experts = range(E)[::-1] if wrong == "last_of_equals" else range(E)
         ahead = wrong in ("with_the_new_one", "cold_dropped")
         for _ in range(num_slots - sum(copies)):
-            copies[max(experts, key=lambda e: load_E[e] / (copies[e] + ahead))] += 1
+            copies[max(experts, key=lambda e: load_E[e] / self._shared(copies[e] + ahead))] += 1
         if wrong == "only_the_extra":
             return [count - 1 for count in copies]
         if wrong == "slots":
             return [e for e in range(E) for _ in range(copies[e])]
         return copies
+
+    def _shared(self, copies: int) -> int:
+        """What the load is divided by."""
+        return 2 ** (copies - 1) if self.wrong == "halved_again" else copies
 
 
 class Pack:
@@ -51,6 +55,8 @@ class Pack:
         order = list(range(S)) if wrong == "in_order" else sorted(range(S), key=lambda s: -load_S[s])
         if wrong == "lightest_first":
             order = sorted(range(S), key=lambda s: load_S[s])
+        if wrong == "last_slot_first":
+            order = sorted(range(S), key=lambda s: (-load_S[s], -s))
         placed = self._dealt(order, num_ranks) or self._greedy(order, load_S, num_ranks)
         if wrong == "in_order_of_load":
             return placed
@@ -96,8 +102,9 @@ class StepTime:
     ) -> tuple[float, float, str]:  # fmt: skip
         wrong = self.wrong
         bits = 1 if wrong == "bits_for_bytes" else 8
-        network = network_bytes * bits / (network_gbit * 1e9)
-        nvlink = nvlink_bytes / (nvlink_gbyte * 1e9) * (8 if wrong == "nvlink_in_bits" else 1)
+        giga = 2**30 if wrong == "binary_giga" else 1e9
+        network = network_bytes * bits / (network_gbit * giga)
+        nvlink = nvlink_bytes / (nvlink_gbyte * giga) * (8 if wrong == "nvlink_in_bits" else 1)
         exchange = network + nvlink if wrong == "links_in_turn" else max(network, nvlink)
         exchange = {"network_only": network, "twofold": 2 * exchange}.get(wrong, exchange)
         hidden = {"never_hidden": False, "always_hidden": True, "upside_down": not overlap}.get(wrong, overlap)
@@ -111,5 +118,7 @@ class StepTime:
             wrong, bubble
         )
         parts = {"compute": compute, "network": network, "nvlink": nvlink}
+        if wrong == "links_only":
+            del parts["compute"]
         bound = (min if wrong == "shortest" else max)(parts, key=parts.get)
         return slots * one, bubble, bound

@@ -54,6 +54,11 @@ DISPATCH = known(
         "scores_too_early": "The scores were applied to rows in sorted order. They belong to tokens in order: restore "
         "first.",
         "unweighted": "The scores are missing.",
+        "weighted_inputs": "The scores were multiplied into the rows before they went to the experts. An expert is not "
+        "linear: weigh what comes back.",
+        "own_ids": "The experts computed other ranks' rows with this rank's ids. The ids travel as the rows do: a "
+        "second exchange.",
+        "stayed_home": "No row left its rank: experts of other ranks were computed here, where their weights are not.",
         "renormalised": "The scores were renormalised. Take them as they are; the router decided that.",
         "mean": "The mean of the K results was taken. It is their weighted sum.",
         "first_only": "Only the first choice came into the sum.",
@@ -75,6 +80,8 @@ NODE_LIMITED = known(
         "equal_shares": "Each of the M nodes gave K/M experts. The limit is on nodes only: take the best K that live "
         "on them.",
         "nodes_in_turn": "Expert e was taken to live on node e mod N. Nodes hold consecutive experts.",
+        "mask_in_turn": "The right nodes were found, and the experts e mod N of them opened. Nodes hold consecutive "
+        "experts: repeat_interleave, not repeat.",
         "closed_instead": "The best nodes were closed, and the others left open.",
         "within_nodes": "The ids count within a node. They are experts of the whole layer.",
         "in_order_of_ids": "The experts stand in order of their ids. Best first.",
@@ -89,6 +96,8 @@ REPLICATE = known(
         "one_each": "The hottest experts got one copy each, however hot. Ask after every copy who bears most now.",
         "in_proportion": "The slots were shared out in proportion and rounded. That need not sum up to the slots, and "
         "it is not what makes the largest load per copy smallest.",
+        "halved_again": "The load was halved with each copy. Three copies bear a third each, not a quarter: divide the "
+        "load by the copies.",
         "with_the_new_one": "Experts were compared by what a copy would bear *after* the next one is made. The one "
         "that bears most *now* gets it.",
         "cold_dropped": "An expert without load lost its place. Each keeps one copy: somebody may choose it tomorrow.",
@@ -111,6 +120,8 @@ PACK = known(
         "fewest_slots": "The next went to the rank with the fewest slots. It goes to the one with the least load that "
         "has room.",
         "last_of_equals": "Of ranks alike the last one was taken. Take the first.",
+        "last_slot_first": "Of slots alike the last one was placed first. Sort by minus the load alone; sorted() is "
+        "stable.",
         "in_order_of_load": "The ranks stand in the order in which slots were placed. Position s says where slot s is.",
         "by_rank": "These are the slots, rank by rank. Asked was the rank of each slot.",
         "remainder_accepted": "The slots cannot be shared evenly, and were taken all the same. Raise ValueError.",
@@ -135,6 +146,8 @@ STEP_TIME = known(
         "of_the_work": "The bubble was given as a share of the work. Asked is the share of the *step* that a stage is "
         "idle: of micro-batches + stages − 1 slots.",
         "bubble_in_seconds": "The bubble was given in seconds. Asked is a share.",
+        "links_only": "Only the links were asked what binds. Arithmetic can take longest as well.",
+        "binary_giga": "Giga was taken for 2³⁰. Links are sold in 10⁹.",
         "shortest": "What takes the longest binds, not what takes the shortest.",
     },
 )

@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> ParallelResult:
     config = TrainConfig(
         steps=options.steps, batch=options.batch, sequence=options.sequence, learning_rate=options.learning_rate,
         bias_rate=1e-3, save_every=options.save_every, log_every=options.log_every, seed=options.seed,
-        schedule="constant", warmup=10, precision="float32", progress="plain",
+        schedule="constant", warmup=min(10, options.steps), precision="float32", progress="plain",
     )  # fmt: skip
     return train_parallel(model, source, config, mesh, folder=options.folder)
 

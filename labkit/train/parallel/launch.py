@@ -91,6 +91,7 @@ def launch(
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(PRELOAD)
+        _start_server()
     job = pack((function, args, kwargs))
     with tempfile.TemporaryDirectory(prefix="labkit-ranks-") as folder:
         pipes, processes = [], []
@@ -108,6 +109,20 @@ def launch(
             _end(processes)
             for pipe in pipes:
                 pipe.close()
+
+
+def _start_server() -> None:
+    """The server that ranks are forked off, unless it runs; it sees no GPU, since its forks could not use one."""
+    from multiprocessing import forkserver
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.pop("CUDA_VISIBLE_DEVICES")
+        if given is not None:
+            os.environ["CUDA_VISIBLE_DEVICES"] = given
 
 
 @dataclass(frozen=True)
@@ -182,7 +197,10 @@ def _run(setting: _Setting, job: bytes, pipe: Connection) -> None:
         pipe.send(("raised", line, traceback.format_exc(), isinstance(error, dist.DistError) or _lost(str(error))))
     finally:
         pipe.close()
-        os._exit(0) if setting.backend == "gloo" else dist.destroy_process_group()
+        if setting.backend == "gloo":
+            os._exit(0)
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _lost(message: str) -> bool:

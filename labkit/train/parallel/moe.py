@@ -18,6 +18,7 @@ from labkit.core.routing import Routing
 from labkit.kernels.reference import widen
 from labkit.nn.experts import Experts
 from labkit.nn.moe import MoE
+from labkit.nn.skeleton import without_values
 from labkit.train.parallel.exchange import Flight, depart, swap_counts
 from labkit.train.parallel.plan import Plan, local_experts
 from labkit.train.parallel.traffic import Traffic, gather_traffic
@@ -160,7 +161,7 @@ def share_of(whole: Experts, rank: int, ranks: int) -> Experts:
     config = whole.config.replace(
         num_experts=local, top_k=1, num_groups=1, top_groups=1, num_shared_experts=0, group_score="max"
     )
-    with torch.device("meta"):
+    with without_values():
         share = Experts(config, whole.implementation)
     mine = slice(rank * local, (rank + 1) * local)
     state = {name: value[mine].detach().clone() for name, value in whole.state_dict().items()}

@@ -68,6 +68,15 @@ def test_a_rank_that_hangs_ends_the_job_in_time():
     assert re.fullmatch(r"rank 0 stands in job \(.*\); rank 1 stands in job \(.*\)", caught.value.detail)
 
 
+def test_ranks_on_the_cpu_see_no_gpu():
+    def job():
+        return os.environ["CUDA_VISIBLE_DEVICES"], torch.cuda.is_available()
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    assert launch(job, 1, timeout=TIMEOUT) == [(given or "", False)]
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == given
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

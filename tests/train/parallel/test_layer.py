@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import parallel_cases
 import parallel_jobs
 import pytest
@@ -154,3 +157,19 @@ def test_experts_that_the_ranks_do_not_divide_are_refused():
 
     with pytest.raises(ValueError, match=r"6 experts cannot be split over 4 ranks; take one of \[1, 2, 3, 6\]"):
         local_experts(MoEConfig(d_model=4, d_expert=4, num_experts=6, top_k=1).num_experts, 4)
+
+
+SPREADS = """
+import sys
+from labkit.core.config import MoEConfig
+from labkit.nn import MoE
+from labkit.train.parallel import ParallelMoE
+whole = MoE(MoEConfig(d_model=8, d_expert=4, num_experts=4, top_k=2, expert_bias=True))
+share = ParallelMoE(whole)
+assert all((share.state_dict()[name] == value).all() for name, value in whole.state_dict().items())
+assert "torch._dynamo" not in sys.modules, "a share of the experts imports torch's compiler"
+"""
+
+
+def test_a_share_of_the_experts_is_copied_without_torch_s_compiler():
+    subprocess.run([sys.executable, "-c", SPREADS], check=True)
