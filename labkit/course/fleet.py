@@ -41,6 +41,9 @@ def serve(
     most: Annotated[
         int | None, typer.Option(help="Up to so many while requests wait; none: never more.", show_default=False)
     ] = None,
+    surge: Annotated[
+        int, typer.Option(help="New ones that start before old ones end, in a rollout; 0: an old one ends first.")
+    ] = 0,
     policy: Annotated[
         str, typer.Option(help="round_robin, random, power_of_two, least_loaded or prefix_aware.")
     ] = "power_of_two",
@@ -55,6 +58,7 @@ def serve(
 ) -> None:
     """Serve a model from several replicas; without a name the course's own, which is published first if need be."""
     from labkit.course.serve import Bar
+    from labkit.serve.fleet.cluster import slim_here
     from labkit.serve.fleet.fleet import Fleet
     from labkit.serve.registry import default_store
 
@@ -64,11 +68,13 @@ def serve(
     stop = threading.Event()
     bar = Bar(f"fleet of {model}")
     made = Fleet(
-        store, model, host=host, port=port, on_progress=bar.show, replicas=replicas, most=most, policy=policy,
+        store, model, host=host, port=port, on_progress=bar.show, replicas=replicas, most=most, surge=surge,
+        policy=policy,
         device=device, gpus=gpus, drain_seconds=drain_seconds,
     )  # fmt: skip
     try:
-        made.start()
+        with slim_here():
+            made.start()
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, lambda *_: stop.set())
         bar.end()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import json
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from pathlib import Path
 from queue import Empty, Queue
 from types import SimpleNamespace
 from typing import Any
-from unittest import mock
 
 PATIENCE = 480.0  # seconds, for whatever is asked
 NEEDS = ("ray", "fastapi", "uvicorn", "prometheus_client")
@@ -74,12 +72,16 @@ class Fleeted:
         self._do("slow", id, seconds)
 
     def route(self, policy: str) -> None:
-        """Another policy from now on; the replicas stay."""
+        """Another policy from now on."""
         self._do("route", policy)
 
-    def rollout(self, ref: str | None = None, disk: int | None = None) -> str:
-        """Follow the alias; with `disk`, on a disk on which so many more bytes fit. Returns the version served."""
-        return str(self._do("rollout", ref, disk))
+    def fill(self, room: int | None) -> None:
+        """Let only so many more bytes of a version fit on the disk of the fleet; None: it is mended."""
+        self._do("fill", room)
+
+    def rollout(self, ref: str | None = None) -> str:
+        """Follow the alias, or another one; returns the version served."""
+        return str(self._do("rollout", ref))
 
     def close(self) -> None:
         """End it; may be called twice."""
@@ -119,56 +121,27 @@ def _listen(lines: Iterator[str], told: Queue[dict[str, Any]]) -> None:
     told.put({"ended": True})
 
 
-@contextlib.contextmanager
-def small_disk(room: int) -> Iterator[SimpleNamespace]:
-    """In this process, whatever a pull writes after so many bytes meets a full disk, as the system would say it.
-
-    Gives something whose `written` counts the bytes that were written.
-    """
-    from labkit.serve.registry import fetch
-
-    write, told, alone = fetch._write, SimpleNamespace(written=0), threading.Lock()
-
-    def short(file: Any, chunk: bytes, part: Path) -> int:
-        with alone:
-            fits = chunk[: max(0, room - told.written)]
-            told.written += len(fits)
-        done = write(file, fits, part) if fits else 0
-        if len(fits) < len(chunk):
-            with fetch._said(part):
-                raise OSError(errno.ENOSPC, "No space left on device")
-        return done
-
-    with mock.patch.object(fetch, "_write", short):
-        yield told
-
-
 # ------------------------------------------------------------------------------------------------- in the other process
 
 
 def _commands(fleet: Any) -> dict[str, Callable[..., Any]]:
-    def route(policy: str) -> None:
-        from labkit.serve.fleet import app
-        from labkit.serve.fleet.fleet import run
-
-        fleet.plan = dataclasses.replace(fleet.plan, policy=policy)
-        run(app.front(fleet.plan.told()), "front", "/")
-        fleet._until(lambda: len(fleet.replicas()) >= fleet.plan.replicas, "the front does not see its replicas")
-
-    def rollout(ref: str | None, disk: int | None) -> str:
-        with small_disk(disk) if disk is not None else contextlib.nullcontext():
-            return fleet.rollout(ref)
-
     def replicas() -> list[dict[str, Any]]:
         return [dataclasses.asdict(one) for one in fleet.replicas()]
 
-    return {"kill": fleet.kill, "slow": fleet.slow, "replicas": replicas, "route": route, "rollout": rollout}
+    return {
+        "replicas": replicas,
+        **{name: getattr(fleet, name) for name in ("kill", "slow", "fill", "route", "rollout")},
+    }
 
 
 def _serve(asked: dict[str, Any], orders: Iterator[str], tell: Callable[[dict[str, Any]], None]) -> None:
+    from labkit.serve.fleet.cluster import slim_here
     from labkit.serve.fleet.fleet import Fleet
 
-    with Fleet(asked.pop("store"), asked.pop("model"), **asked) as fleet:
+    fleet = Fleet(asked.pop("store"), asked.pop("model"), **asked)
+    with slim_here():
+        fleet.start()
+    with contextlib.closing(fleet):
         tell({"done": fleet.url})
         known = _commands(fleet)
         for line in orders:

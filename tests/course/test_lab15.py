@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import math
 import random
 import re
 import subprocess
-import threading
-import time
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 import yaml
 
 from labkit.course import labs
-from labkit.course.fleeted import Fleeted, missing, small_disk
-from labkit.course.visits import Visit, counted, judged, visit
-from labkit.serve.registry import open_registry
+from labkit.course.fleeted import Fleeted, missing
 
 EXERCISES = {exercise.name: exercise for exercise in labs.lab("15").exercises}
 PART = {name: exercise.reference for name, exercise in EXERCISES.items()}
@@ -99,98 +93,7 @@ def test_the_oracle_notices(name, mistake):
         exercise.against_oracle(wrong, seeds=(1,))
 
 
-# ---------------------------------------------------------------------------------------------------------- visitors
-
-
-class Moody(BaseHTTPRequestHandler):
-    """Answers, refuses, breaks off with a reason, or ends in the middle, as the prompt says."""
-
-    protocol_version = "HTTP/1.0"
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
-        how = next(how for how in ("answered", "refused", "broken", "lost", "cut") if how in body)
-        if how == "cut":
-            self.connection.close()
-            return
-        self.send_response(429 if how == "refused" else 200)
-        self.end_headers()
-        ends = {"answered": "data: [DONE]\n\n", "broken": 'data: {"error": {"message": "gone"}}\n\n', "lost": ""}
-        text = '{"error": {"message": "full"}}' if how == "refused" else 'data: {"choices": []}\n\n' + ends[how]
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def moody():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Moody)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_every_visitor_is_counted_as_what_he_was(moody):
-    hows, done = ("answered", "refused", "broken", "lost", "cut", "answered"), []
-    visits = visit(
-        moody, [{"prompt": how, "stream": True} for how in hows], 200.0, during=lambda: done.append(1), at=0.0
-    )
-    assert done == [1]
-    assert counted(visits) == {"sent": 6, "answered": 2, "refused": 1, "broken": 1, "lost": 2}
-    assert [each.says for each in visits[1:3]] == ["429: full", "gone"]
-    assert all(each.sent <= each.first <= each.end for each in visits)
-
-
-def test_visitors_come_as_long_as_the_accident_lasts(moody):
-    bodies = [{"prompt": "answered", "stream": True}] * 300
-    visits = visit(moody, bodies, 50.0, during=lambda: time.sleep(0.3), at=0.1, as_long=True)
-    assert 1 < len(visits) < 300
-    assert len(visit(moody, bodies[:5], 50.0, during=lambda: None, at=0.0)) == 5
-
-
-def test_what_goes_wrong_in_an_accident_is_told(moody):
-    with pytest.raises(ZeroDivisionError):
-        visit(moody, [{"prompt": "answered", "stream": True}], 10.0, during=lambda: 1 / 0)
-
-
-@pytest.mark.parametrize(
-    ("status", "text", "how"),
-    [
-        (200, '{"choices": [1]}', "answered"),
-        (200, '{"choices": []}', "lost"),
-        (502, "<html>", "lost"),
-        (200, "", "lost"),
-    ],
-)
-def test_whole_answers_are_judged_too(status, text, how):
-    assert judged(status, text, streams=False)[0] == how
-
-
-def test_nobody_is_counted_twice():
-    assert sum(counted([Visit(0, 0, 1, "lost")]).values()) == 2  # sent, and lost
-
-
 # ------------------------------------------------------------------------------------------------------------ the fleet
-
-
-def test_a_full_disk_keeps_what_was_fetched_and_shows_nothing(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "model.safetensors").write_bytes(random.Random(0).randbytes(3_000_000))
-    registry = open_registry(str(tmp_path / "store"))
-    registry.push("tiny", model)
-    with small_disk(1_000_000) as short, pytest.raises(OSError, match="full") as full:
-        registry.pull("tiny", "v1", tmp_path / "cache")
-    assert full.value.errno == errno.ENOSPC
-    assert not list((tmp_path / "cache" / "tiny").glob("v1*"))
-    with small_disk(10**9) as roomy:
-        folder = registry.pull("tiny", "v1", tmp_path / "cache")
-    assert short.written == 1_000_000
-    assert short.written + roomy.written == 3_000_000
-    assert (folder / "model.safetensors").read_bytes() == (model / "model.safetensors").read_bytes()
 
 
 @pytest.mark.skipif(bool(missing()), reason="no Ray here")

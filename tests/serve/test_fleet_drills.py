@@ -10,8 +10,10 @@ import errno
 import json
 import shutil
 import socket
+import threading
 import time
 import urllib.request
+from dataclasses import replace
 
 import pytest
 
@@ -19,7 +21,7 @@ pytest.importorskip("ray")
 
 from labkit.core.runtime import data_path
 from labkit.serve.engine import Engine, SamplingParams
-from labkit.serve.fleet.drill import Load, under_load
+from labkit.serve.fleet.drill import Load, drawn, under_load
 from labkit.serve.fleet.fleet import Fleet, RolloutRefused
 from labkit.serve.registry import open_registry
 from labkit.serve.registry.errors import Damaged
@@ -86,7 +88,8 @@ class Drill:
         return {one.id: one for one in self.fleet.replicas()}
 
     def load(self, rate=5.0, seconds=4.0, stream_share=0.4, seed=0):
-        return Load(self.fleet.url, rate, seconds, PROMPTS, stream_share, seed, max_tokens=TOKENS, model=NAME)
+        requests = drawn(PROMPTS, rate, seconds, stream_share, seed, max_tokens=TOKENS, model=NAME)
+        return Load(self.fleet.url, requests)
 
     def check(self, count, versions=("v1",)):
         """Every answer is that of a single engine of one of these versions, and nothing was lost."""
@@ -187,7 +190,7 @@ def spoil(drill, version):
     return path, data
 
 
-def test_a_corrupt_shard_and_a_full_disk_are_refused_and_the_old_version_goes_on(drill, monkeypatch):
+def test_a_corrupt_shard_and_a_full_disk_are_refused_and_the_old_version_goes_on(drill):
     before = drill.ids()
     path, data = spoil(drill, "v2")
     drill.registry.alias(NAME, "prod", "v2")
@@ -200,41 +203,51 @@ def test_a_corrupt_shard_and_a_full_disk_are_refused_and_the_old_version_goes_on
     path.write_bytes(data)
 
     load = drill.load(seconds=2, seed=1)
-    with full_disk(monkeypatch):
-        with pytest.raises(RolloutRefused, match=r"space|disk|full") as refused:
-            drill.fleet.rollout()
-        assert refused.value.__cause__.errno == errno.ENOSPC
+    drill.fleet.fill(10_000)
+    with pytest.raises(RolloutRefused, match=r"space|disk|full") as refused:
+        drill.fleet.rollout()
+    drill.fleet.fill(None)
+    assert refused.value.__cause__.errno == errno.ENOSPC
     drill.check(load.count())
     assert drill.ids().keys() == before.keys(), "nobody was touched"
     assert 'labkit_fleet_rollouts_total{outcome="refused"} 2.0' in get(f"{drill.fleet.url}/metrics")
 
 
 @contextlib.contextmanager
-def full_disk(monkeypatch):
-    """Whatever the registry writes to disk now meets ENOSPC."""
-    from labkit.serve.registry import fetch
+def looking(drill):
+    """How many replicas are ready, again and again."""
+    seen, over = [], threading.Event()
 
-    def full(*args):
-        raise OSError(errno.ENOSPC, "No space left on device", str(args[-1]))
+    def look():
+        while not over.wait(0.1):
+            seen.append(json.loads(get(f"{drill.fleet.url}/ready"))["replicas"])
 
-    with monkeypatch.context() as patch:
-        patch.setattr(fetch, "_write", full)
-        yield
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
 
 
 def test_a_new_version_comes_and_goes_without_a_lost_request(drill):
     before = set(drill.ids())
     drill.registry.alias(NAME, "prod", "v2")
-    with drill.load(rate=1.5, seconds=PATIENCE, seed=2) as load:
+    with drill.load(rate=1.5, seconds=PATIENCE, seed=2) as load, looking(drill) as ready:
         assert drill.fleet.rollout() == "v2"
+    assert min(ready) == 1, "an old one ends first"
     count = load.count()
     drill.check(count, ("v1", "v2"))
     assert count.answered == count.sent, str(count)
     assert before.isdisjoint(drill.ids())
     assert {one.version for one in drill.ids().values()} == {"v2"}
     drill.registry.rollback(NAME, "prod")
-    with drill.load(rate=1.5, seconds=PATIENCE, seed=3) as load:
+    drill.fleet.plan = replace(drill.fleet.plan, surge=1)
+    with drill.load(rate=1.5, seconds=PATIENCE, seed=3) as load, looking(drill) as ready:
         assert drill.fleet.rollout() == "v1"
+    drill.fleet.plan = replace(drill.fleet.plan, surge=0)
+    assert min(ready) == 2, "with room for another there is never one less"
     count = load.count()
     drill.check(count, ("v1", "v2"))
     assert count.answered == count.sent, str(count)

@@ -11,7 +11,7 @@ import shutil
 import pytest
 from registry_stores import PART, STORES, contents, make_model
 
-from labkit.serve.registry import Damaged, Registry, fetch
+from labkit.serve.registry import Damaged, Registry, SmallDisk, fetch
 from labkit.serve.registry.folder_store import FolderStore
 
 
@@ -121,41 +121,17 @@ def folder_pushed(tmp_path):
     return registry, files
 
 
-class Full:
-    """A file on a disk with so many bytes left."""
-
-    def __init__(self, file, left):
-        self._file, self._left = file, left
-
-    def __getattr__(self, name):
-        return getattr(self._file, name)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._file.close()
-
-    def write(self, data):
-        if self._left[0] <= 0:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        count = self._file.write(data[: self._left[0]])
-        self._left[0] -= count
-        return count
-
-
 @pytest.mark.parametrize("left", [0, 1, PART, 3 * PART])
-def test_a_disk_that_fills_up_is_said_and_the_pull_goes_on_later(folder_pushed, tmp_path, monkeypatch, left):
+def test_a_disk_that_fills_up_is_said_and_the_pull_goes_on_later(folder_pushed, tmp_path, left):
     registry, files = folder_pushed
-    cache, room = tmp_path / "cache", [left]
-    with monkeypatch.context() as patch:
-        opened = os.fdopen
-        patch.setattr(fetch.os, "fdopen", lambda *a, **k: Full(opened(*a, **k), room))
-        with pytest.raises(OSError, match="make room and pull again") as caught:
-            registry.pull("m", "v1", cache)
+    cache, small, roomy = tmp_path / "cache", SmallDisk(left), SmallDisk(10**9)
+    with pytest.raises(OSError, match="make room and pull again") as caught:
+        registry.pull("m", "v1", cache, write=small)
     assert caught.value.errno == errno.ENOSPC
     assert [each.name for each in (cache / "m").iterdir() if each.name[0] != "."] == []
-    assert contents(registry.pull("m", "v1", cache)) == files
+    assert contents(registry.pull("m", "v1", cache, write=roomy)) == files
+    assert small.written == left
+    assert small.written + roomy.written == sum(map(len, files.values())), "what was fetched is not fetched again"
 
 
 def test_too_little_room_is_said_before_anything_is_fetched(folder_pushed, tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ def replicas(plan: Plan, version: str) -> Any:
         )}  # fmt: skip
     else:
         size = {"num_replicas": plan.replicas}
+    if plan.surge:
+        size["max_surge_percent"] = max(1, 100 * plan.surge // plan.replicas)
     made = serve.deployment(
         Replica,
         name="Replica",
@@ -65,5 +67,8 @@ def front(args: Mapping[str, Any]) -> Any:
     made = serve.deployment(
         Front, name="Front", max_ongoing_requests=4 * CONCURRENT, ray_actor_options={"num_cpus": 0},
         graceful_shutdown_wait_loop_s=0.2, graceful_shutdown_timeout_s=plan.drain_seconds,
+        user_config={"policy": plan.policy, "seed": plan.seed},
     )  # fmt: skip
-    return made.bind(plan.policy, plan.seed, plan.retries, plan.wait_seconds, MODEL_APP)
+    # With the same version another policy is told to the front that runs; without one, Ray would start it anew.
+    made = made.options(version=f"{plan.retries} retries, {plan.wait_seconds:g} s", _internal=True)
+    return made.bind(plan.retries, plan.wait_seconds, MODEL_APP)

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -16,6 +17,7 @@ from typing import Any
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MB; our messages are small
 TRIES = 5
+LEFT_OUT = ("pandas", "rfc3987_syntax")  # see `slim`
 PLACE = "/tmp"  # the paths of Ray's sockets must be short
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -141,17 +143,31 @@ def free_port(host: str) -> int:
 
 @contextlib.contextmanager
 def slim(folder: str) -> Any:
-    """What Ray starts meanwhile does without a package that takes each of its processes seconds to load.
+    """What Ray starts meanwhile does without packages that take each of its processes seconds to load.
 
     jsonschema loads rfc3987_syntax if it can, which compiles a grammar each time: two of the three seconds that
     `import ray` takes where that is installed (Jupyter brings it). It is only needed to check IRIs, which nobody does.
+    Ray Serve loads pandas if it can, to send tables, of which a fleet has none: half of `import ray.serve`.
     """
     empty = Path(folder) / "slim"
     empty.mkdir()
-    (empty / "rfc3987_syntax.py").write_text('raise ImportError("left out, see labkit.serve.fleet.cluster.slim")\n')
+    for name in LEFT_OUT:
+        (empty / f"{name}.py").write_text('raise ImportError("left out, see labkit.serve.fleet.cluster.slim")\n')
     paths = [str(empty), *filter(None, [os.environ.get("PYTHONPATH")])]
     with environment({"PYTHONPATH": os.pathsep.join(paths)}):
         yield
+
+
+@contextlib.contextmanager
+def slim_here() -> Any:
+    """What is imported meanwhile does without them as well: for a process that only runs a fleet."""
+    absent = [name for name in LEFT_OUT if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(absent))  # None: `import` says that it is not there
+    try:
+        yield
+    finally:
+        for name in absent:
+            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,22 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from labkit.serve.scheduler.simulate import Spread
+
 TIMEOUT = 120.0  # seconds without a byte, after which an answer counts as lost
+
+
+@dataclass(frozen=True)
+class Request:
+    """One that is to be sent.
+
+    Args:
+        at: seconds after the start; body: as OpenAI's API for completions has it; prompt: its number among those given.
+    """
+
+    at: float
+    body: Mapping[str, Any]
+    prompt: int = 0
 
 
 @dataclass(frozen=True)
@@ -25,11 +40,11 @@ class Answer:
     """What became of one request.
 
     Args:
-        at: seconds after the start at which it was sent; prompt: its number among those given; stream: whether its
+        at: seconds after the start at which it was due; prompt: its number among those given; stream: whether its
             answer was asked for piece by piece.
         outcome: "answered"; "refused" (the fleet said no: 4xx, 503); "broken" (a stream that ended with an error after
             it had begun); "failed" (an error in OpenAI's shape: 5xx); "lost" (no answer, half of one, or nonsense).
-        reason: the error's code, or what was wrong.
+        reason: the error's code, or what was wrong; says: the error's words, where it has some.
         replica: who answered, as far as it was told.
         first, seconds: from sending it to the first token and to the end.
         text: of the answer, as far as it came.
@@ -44,6 +59,7 @@ class Answer:
     first: float = 0.0
     seconds: float = 0.0
     text: str = ""
+    says: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,14 +108,14 @@ class Count:
         return Counter(answer.reason for answer in self.of("lost"))
 
     @property
-    def latencies(self) -> tuple[float, ...]:
-        """Seconds of the whole answers, in the order of sending."""
-        return tuple(answer.seconds for answer in self.of("answered"))
+    def ttft(self) -> Spread:
+        """Seconds until the first token, of the whole answers."""
+        return Spread(Counter(answer.first for answer in self.of("answered")))
 
-    def percentile(self, share: float) -> float:
-        """The latency that this share of the whole answers kept to, in seconds (nearest rank)."""
-        ordered = sorted(self.latencies)
-        return ordered[min(int(share * len(ordered)), len(ordered) - 1)] if ordered else float("nan")
+    @property
+    def total(self) -> Spread:
+        """Seconds until the end, of the whole answers."""
+        return Spread(Counter(answer.seconds for answer in self.of("answered")))
 
     def by_replica(self) -> Mapping[str, int]:
         """Whole answers of each replica."""
@@ -114,43 +130,79 @@ class Count:
         return ", ".join([f"sent {self.sent}", f"answered {self.answered}", *parts])
 
 
+def drawn(
+    prompts: Sequence[str],
+    rate: float,
+    seconds: float,
+    stream_share: float = 0.0,
+    seed: int = 0,
+    *,
+    model: str,
+    max_tokens: int = 16,
+) -> list[Request]:
+    """A Poisson process of greedy completions; see `under_load`.
+
+    Raises ValueError for no prompts, and for numbers out of range.
+    """
+    if not prompts or not rate > 0 or not seconds > 0 or not 0 <= stream_share <= 1:
+        raise ValueError(
+            f"rate is {rate}, seconds {seconds}, stream_share {stream_share}, {len(prompts)} prompts; give numbers "
+            "above 0, a share from 0 to 1, and one prompt or more"
+        )
+    draw, fixed = random.Random(seed), {"model": model, "max_tokens": max_tokens, "temperature": 0}
+    due, found = draw.expovariate(rate), []
+    while due < seconds:
+        prompt, stream = draw.randrange(len(prompts)), draw.random() < stream_share
+        found.append(Request(due, {**fixed, "prompt": prompts[prompt], "stream": stream}, prompt))
+        due += draw.expovariate(rate)
+    return found
+
+
+def in_turn(bodies: Sequence[Mapping[str, Any]], rate: float, seed: int = 0) -> list[Request]:
+    """Each of these bodies once, in their order: the first at once, the others in a Poisson process.
+
+    Raises ValueError for a rate that is not above 0.
+
+    >>> [(round(each.at, 2), each.body["prompt"]) for each in in_turn([{"prompt": "a"}, {"prompt": "b"}], 2.0)]
+    [(0.0, 'a'), (0.93, 'b')]
+    """
+    if not rate > 0:
+        raise ValueError(f"rate is {rate}; give requests a second, above 0")
+    draw, due, found = random.Random(seed), 0.0, []
+    for at, body in enumerate(bodies):
+        due += draw.expovariate(rate) if at else 0.0
+        found.append(Request(due, body, at))
+    return found
+
+
 class Load:
     """Requests on their way: started at once, in threads; `count` waits for the end of all of them.
 
-    As a `with` block it sends no more when the block ends.
+    As a `with` block it sends no more when the block ends. For a fault in the middle wait `until` its moment, and do
+    harm.
 
-    Args: see `under_load`.
+    Args:
+        url: of the server.
+        requests: in the order of their moments, as `drawn` or `in_turn` makes them.
     """
 
-    def __init__(
-        self,
-        url: str,
-        rate: float,
-        seconds: float,
-        prompts: Sequence[str],
-        stream_share: float = 0.0,
-        seed: int = 0,
-        *,
-        max_tokens: int = 16,
-        model: str = "",
-    ) -> None:
-        if not prompts or not rate > 0 or not seconds > 0 or not 0 <= stream_share <= 1:
-            raise ValueError(
-                f"rate is {rate}, seconds {seconds}, stream_share {stream_share}, {len(prompts)} prompts; give numbers "
-                "above 0, a share from 0 to 1, and one prompt or more"
-            )
-        draw = random.Random(seed)
-        self._url, self._model = url, model or served(url)
-        self._prompts, self._max_tokens = tuple(prompts), max_tokens
+    def __init__(self, url: str, requests: Sequence[Request]) -> None:
+        self._url, self._due = url, tuple(requests)
         self._answers: list[Answer] = []
-        due, self._due = draw.expovariate(rate), []
-        while due < seconds:
-            self._due.append((due, draw.randrange(len(prompts)), draw.random() < stream_share))
-            due += draw.expovariate(rate)
         self._stop = threading.Event()
         self._began = time.monotonic()
         self._thread = threading.Thread(target=self._send, daemon=True)
         self._thread.start()
+
+    @property
+    def now(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def until(self, second: float) -> float:
+        """Wait for this second after the start; it is at once where it is over. Returns `now`."""
+        time.sleep(max(0.0, second - self.now))
+        return self.now
 
     @property
     def done(self) -> int:
@@ -175,20 +227,19 @@ class Load:
 
     def _send(self) -> None:
         threads = []
-        for at, prompt, stream in self._due:
-            if self._stop.wait(max(0.0, self._began + at - time.monotonic())):
+        for request in self._due:
+            if self._stop.wait(max(0.0, request.at - self.now)):
                 break
-            threads.append(threading.Thread(target=self._one, args=(at, prompt, stream), daemon=True))
+            threads.append(threading.Thread(target=self._one, args=(request,), daemon=True))
             threads[-1].start()
         for thread in threads:
             thread.join()
 
-    def _one(self, at: float, prompt: int, stream: bool) -> None:
-        body = {"model": self._model, "prompt": self._prompts[prompt], "max_tokens": self._max_tokens,
-                "temperature": 0, "stream": stream}  # fmt: skip
+    def _one(self, request: Request) -> None:
         began = time.monotonic()
-        told = ask(self._url, body)
-        self._answers.append(Answer(at, prompt, stream, seconds=time.monotonic() - began, **told))
+        told = ask(self._url, request.body)
+        stream = bool(request.body.get("stream"))
+        self._answers.append(Answer(request.at, request.prompt, stream, seconds=time.monotonic() - began, **told))
 
 
 def under_load(
@@ -215,7 +266,8 @@ def under_load(
 
     For a fault in the middle start a `Load`, do harm, and read its `count()`.
     """
-    return Load(url, rate, seconds, prompts, stream_share, seed, max_tokens=max_tokens, model=model).count()
+    model = model or served(url)
+    return Load(url, drawn(prompts, rate, seconds, stream_share, seed, model=model, max_tokens=max_tokens)).count()
 
 
 def served(url: str) -> str:
@@ -241,11 +293,11 @@ def ask(url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         replica = answer.getheader("x-labkit-replica") or ""
         if answer.status != 200:
             outcome = "refused" if answer.status < 500 or answer.status == 503 else "failed"
-            return {"outcome": outcome, "reason": _reason(answer.read()), "replica": replica}
+            return {"outcome": outcome, **_reason(answer.read()), "replica": replica}
         read = _events if body.get("stream") else _whole
         return {"replica": replica, **read(answer, began)}
-    except (OSError, http.client.HTTPException, ValueError, KeyError, IndexError) as error:
-        return {"outcome": "lost", "reason": type(error).__name__}
+    except (OSError, http.client.HTTPException, ValueError, TypeError, LookupError) as error:
+        return {"outcome": "lost", "reason": type(error).__name__, "says": str(error)}
     finally:
         wire.close()
 
@@ -268,16 +320,16 @@ def _events(answer: http.client.HTTPResponse, began: float) -> dict[str, Any]:
             return {"outcome": "answered", "text": "".join(text), "first": first}
         told = json.loads(data)
         if "error" in told:
-            return {"outcome": "broken", "reason": _reason(data), "text": "".join(text), "first": first}
+            return {"outcome": "broken", **_reason(data), "text": "".join(text), "first": first}
         first = first or time.monotonic() - began
         text += [choice["text"] for choice in told["choices"]]
     return {"outcome": "lost", "reason": "a stream without an end", "text": "".join(text), "first": first}
 
 
-def _reason(data: bytes) -> str:
-    """The code of an error. Raises ValueError or KeyError if it has not the shape that it should have."""
+def _reason(data: bytes) -> dict[str, str]:
+    """An error's code and words. Raises ValueError, TypeError or KeyError if it has not the shape that it should."""
     error = json.loads(data)["error"]
-    return error["code"] or error["type"]
+    return {"reason": error["code"] or error["type"], "says": error["message"]}
 
 
 def _wire(url: str) -> http.client.HTTPConnection:

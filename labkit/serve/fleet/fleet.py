@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any
@@ -74,8 +74,9 @@ class Fleet:
         self.plan = Plan(open_registry(str(store)).uri, model, **here)
         self._tell = on_progress
         self._version = ""
+        self._room: int | None = None
         self._handle: Any = None
-        self._cluster = Cluster(max(self.plan.replicas, self.plan.most or 0) + 2, host, port)
+        self._cluster = Cluster(max(self.plan.replicas, self.plan.most or 0) + max(2, self.plan.surge), host, port)
 
     @property
     def url(self) -> str:
@@ -99,9 +100,7 @@ class Fleet:
             self._tell(0.1, "starting Ray")
             self._cluster.start()
             self._tell(0.4, f"starting {self.plan.replicas} replicas of {self.plan.name} {self._version}")
-            self._deploy()
-            self._tell(0.8, "starting the front")
-            run(app.front(self.plan.told()), "front", "/")
+            run({"model": app.replicas(self.plan, self._version), "front": app.front(self.plan.told())})
             self._until(lambda: len(self.replicas()) >= self.plan.replicas, "the replicas did not become ready")
             self._tell(1.0, "ready")
         except BaseException:
@@ -167,6 +166,10 @@ class Fleet:
         if not self._front().slow.remote(id, float(seconds)).result(timeout_s=30):
             raise ValueError(f"replica {id} has gone meanwhile")
 
+    def fill(self, room: int | None) -> None:
+        """Let only so many more bytes of each version fit on this machine's disk; None: it is mended."""
+        self._room = room
+
     # --- renewing
 
     def rollout(self, ref: str | None = None) -> str:
@@ -203,12 +206,11 @@ class Fleet:
         return self._version
 
     def route(self, policy: str) -> None:
-        """Another policy from now on; the replicas stay. Returns when the front sees them again."""
+        """Another policy from now on; the front and the replicas stay."""
         from labkit.serve.fleet import app
 
         self.plan = replace(self.plan, policy=policy)
-        run(app.front(self.plan.told()), "front", "/")
-        self._until(lambda: len(self.replicas()) >= self.plan.replicas, "the front does not see its replicas")
+        run({"front": app.front(self.plan.told())})
 
     def scale(self, count: int, most: int | None = None) -> None:
         """So many replicas from now on; returns when they are there. Those that go finish what they have.
@@ -224,12 +226,13 @@ class Fleet:
 
     def _pull(self) -> str:
         """The version that is asked for, whole and verified on this machine."""
-        from labkit.serve.registry import open_registry
+        from labkit.serve.registry import SmallDisk, open_registry
         from labkit.serve.server.model import Model
 
         registry = open_registry(self.plan.store)
         version = registry.version(self.plan.name, self.plan.ref).id
-        Model(str(registry.pull(self.plan.name, version, self.plan.cache)))  # it raises if this is no model
+        disk = {} if self._room is None else {"write": SmallDisk(self._room)}
+        Model(str(registry.pull(self.plan.name, version, self.plan.cache, **disk)))  # it raises if this is no model
         return version
 
     def _renewed(self) -> bool:
@@ -239,7 +242,7 @@ class Fleet:
     def _deploy(self) -> None:
         from labkit.serve.fleet import app
 
-        run(app.replicas(self.plan, self._version), "model", None)
+        run({"model": app.replicas(self.plan, self._version)})
 
     def _front(self) -> Any:
         from ray import serve
@@ -267,8 +270,13 @@ class Fleet:
             time.sleep(0.2)
 
 
-def run(application: Any, name: str, prefix: str | None) -> None:
-    """Deploy and wait until it runs. Raises RuntimeError, with Ray's words, if it does not."""
+def run(applications: Mapping[str, Any]) -> None:
+    """Deploy and wait until they run. Raises RuntimeError, with Ray's words, if one does not.
+
+    Args:
+        applications: by their names; HTTP reaches the front.
+    """
     from ray import serve
 
-    serve.run(application, name=name, route_prefix=prefix)
+    prefixes = {"front": "/"}
+    serve.run_many([serve.RunTarget(made, name, prefixes.get(name)) for name, made in applications.items()])

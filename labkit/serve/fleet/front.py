@@ -39,20 +39,23 @@ class Front:
     """What Ray Serve calls with every request.
 
     Args:
-        rule, seed: of the policy.
         retries, wait_seconds: see `Plan`.
         app: the application of the replicas.
     """
 
-    def __init__(self, rule: str, seed: int, retries: int, wait_seconds: float, app: str = MODEL_APP) -> None:
+    def __init__(self, retries: int, wait_seconds: float, app: str = MODEL_APP) -> None:
         from ray import serve
 
         self._app, self._wanted, self._settings = app, 0, Settings()
         self._handle = serve.get_app_handle(app)
-        self._seats = Seats(policy(rule, seed))
+        self._seats = Seats(policy("round_robin"))  # until it is told another, before the first request
         self._ledger = Ledger(self._seats, lambda: self._wanted)
         self._relay = Relay(self._seats, self._ledger, self._ask, retries, wait_seconds)
         self._looking: asyncio.Task[None] | None = None
+
+    def reconfigure(self, told: dict[str, Any]) -> None:
+        """Ray tells the policy, at the start and whenever it is another; who is there stays known."""
+        self._seats.policy = policy(told["policy"], told["seed"])
 
     async def __call__(self, request: Request) -> Response:
         """An answer, which Ray Serve then sends."""

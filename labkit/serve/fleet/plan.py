@@ -19,6 +19,8 @@ class Plan:
         model: a name and a version or an alias, such as "four-domains@prod".
         replicas: how many; most: with more than `replicas` they are added while requests wait, up to so many.
         target: requests under way for each replica, above which another is added.
+        surge: replicas more than that while a rollout lasts: so many new ones start before old ones end. 0: an old one
+            ends first, so that no machine is needed that is not there.
         policy: who gets a request (see `policies`); seed: of what it draws.
         device, dtype: see `labkit.serve.server.model.Model`; cpus, gpus: that Ray sets aside for each replica.
         max_sequences, max_waiting, num_blocks: of each replica's engine; None: what fits.
@@ -42,6 +44,7 @@ class Plan:
     replicas: int = 2
     most: int | None = None
     target: float = 4.0
+    surge: int = 0
     policy: str = "power_of_two"
     seed: int = 0
     device: str = "cpu"
@@ -64,6 +67,9 @@ class Plan:
             raise ValueError(f"model is {self.model!r}; {words}")
         need_whole("replicas", self.replicas, 1)
         need_whole("retries", self.retries, 0)
+        need_whole("surge", self.surge, 0)
+        if self.surge > self.replicas:
+            raise ValueError(f"surge is {self.surge}, for {self.replicas} replicas; give no more than there are")
         if self.most is not None:
             need_whole("most", self.most, self.replicas)
         if self.policy not in POLICIES:

@@ -38,7 +38,7 @@ class Seats:
     """Who is there, and what is under way.
 
     Args:
-        policy: chooses.
+        policy: chooses; another one may take its place at any time.
 
     >>> from labkit.serve.fleet.policies import policy
     >>> seats = Seats(policy("round_robin"))
@@ -52,7 +52,7 @@ class Seats:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self._policy = policy
+        self.policy = policy
         self._members: dict[str, Member] = {}
         self._under_way: dict[str, int] = {}
         self._dead: set[str] = set()
@@ -90,7 +90,7 @@ class Seats:
             raise NobodyReady("no replica is ready; try again later")
         others = bool(set(self._members) - without)
         seen = [Seen(id, running=self.under_way(id), ready=not (others and id in without)) for id in self._members]
-        id = seen[self._policy.choose(seen, asked)].id
+        id = seen[self.policy.choose(seen, asked)].id
         self._under_way[id] = self.under_way(id) + 1
         return id
 

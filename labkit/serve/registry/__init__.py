@@ -12,6 +12,7 @@ from labkit.serve.registry.names import split
 from labkit.serve.registry.opening import open_registry
 from labkit.serve.registry.publish import content
 from labkit.serve.registry.registry import Registry
+from labkit.serve.registry.small_disk import SmallDisk
 
 __all__ = [
     "Damaged",
@@ -22,6 +23,7 @@ __all__ = [
     "Refused",
     "Registry",
     "Shard",
+    "SmallDisk",
     "Unfit",
     "Version",
     "content",

@@ -19,6 +19,7 @@ from labkit.serve.registry.fetch import fetch, part_name
 from labkit.serve.registry.manifest import Shard, Version
 from labkit.serve.registry.meter import Meter, Say
 from labkit.serve.registry.plan import CHUNK
+from labkit.serve.registry.small_disk import Write, plainly
 from labkit.serve.registry.store import Store
 from labkit.serve.registry.together import together
 
@@ -30,10 +31,11 @@ class Cache:
 
     Args:
         folder: made with the first pull.
+        write: how bytes come into its files; see `Registry.pull`.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder.expanduser().absolute()
+    def __init__(self, folder: Path, write: Write = plainly) -> None:
+        self.folder, self._write = folder.expanduser().absolute(), write
 
     def pull(self, store: Store, version: Version, say: Say | None) -> Path:
         """Bring a version here, verified; see `Registry.pull`."""
@@ -75,7 +77,7 @@ class Cache:
                 return
             part = work / "parts" / part_name(shard)
             key = published.shard_key(version.name, shard.sha256)
-            fetch(store, key, shard, part, lambda count: meter.add(count, f"fetching {shard.path}"), stop)
+            fetch(store, key, shard, part, lambda count: meter.add(count, f"fetching {shard.path}"), stop, self._write)
             if not stop.is_set():
                 disk.make_folder(tree, (tree / shard.path).parent)
                 os.replace(part, tree / shard.path)

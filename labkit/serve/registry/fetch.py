@@ -15,6 +15,7 @@ from typing import BinaryIO
 from labkit.serve.registry.errors import Damaged, Interrupted, Missing
 from labkit.serve.registry.manifest import Shard
 from labkit.serve.registry.plan import CHUNK
+from labkit.serve.registry.small_disk import Write, plainly
 from labkit.serve.registry.store import Sent, Store
 
 TRIES, PAUSE = 4, 0.1  # without a new byte in between; seconds, doubled each time
@@ -25,7 +26,9 @@ def part_name(shard: Shard) -> str:
     return hashlib.sha256(shard.path.encode()).hexdigest()
 
 
-def fetch(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: threading.Event) -> None:
+def fetch(
+    store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: threading.Event, write: Write = plainly
+) -> None:
     """Fill `part` with a shard's bytes; returns with less only if `stop` was set.
 
     Bytes that an earlier attempt left in `part` are kept if the whole then has the right hash; if not, everything is
@@ -34,13 +37,13 @@ def fetch(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: thr
     Raises Damaged if the store's bytes are wrong, Interrupted if they cannot be had, OSError (ENOSPC) with a sentence
     if the disk is full.
     """
-    kept = _resume(store, key, shard, part, got, stop)
+    kept = _resume(store, key, shard, part, got, stop, write)
     if stop.is_set() or _matches(part, shard):
         return
     got(-os.path.getsize(part))
     part.unlink()
     if kept:
-        _resume(store, key, shard, part, got, stop)
+        _resume(store, key, shard, part, got, stop, write)
         if stop.is_set() or _matches(part, shard):
             return
         part.unlink()
@@ -58,7 +61,7 @@ def _matches(part: Path, shard: Shard) -> bool:
     return digest.hexdigest() == shard.sha256
 
 
-def _resume(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: threading.Event) -> bool:
+def _resume(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: threading.Event, write: Write) -> bool:
     """Append until the shard's size is reached; whether anything was there before."""
     handle = os.open(part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     with os.fdopen(handle, "r+b", buffering=0) as file:
@@ -70,7 +73,7 @@ def _resume(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: t
         while at < shard.bytes and not stop.is_set():
             begun = at
             try:
-                at = _append(store, key, shard, part, file, at, got, stop)
+                at = _append(store, key, shard, part, file, at, got, stop, write)
             except Interrupted:
                 at = file.seek(0, os.SEEK_END)
                 tries = 0 if at > begun else tries + 1
@@ -83,14 +86,19 @@ def _resume(store: Store, key: str, shard: Shard, part: Path, got: Sent, stop: t
 
 
 def _append(
-    store: Store, key: str, shard: Shard, part: Path, file: BinaryIO, at: int, got: Sent, stop: threading.Event
-) -> int:
+    store: Store, key: str, shard: Shard, part: Path, file: BinaryIO, at: int, got: Sent, stop: threading.Event,
+    write: Write,
+) -> int:  # fmt: skip
     file.seek(at)
     try:
         for chunk in store.stream(key, at):
             if at + len(chunk) > shard.bytes:
                 raise Damaged(f"{shard.path} ({key} in {store.uri}) has more than its {shard.bytes} bytes")
-            at += _write(file, chunk, part)
+            with _said(part):
+                rest = memoryview(chunk)
+                while rest:
+                    rest = rest[write(file, rest) :]
+            at += len(chunk)
             got(len(chunk))
             if stop.is_set():
                 return at
@@ -103,14 +111,6 @@ def _append(
             raise Damaged(f"{shard.path} ({key} in {store.uri}) has {size} bytes instead of {shard.bytes}")
         raise Interrupted(f"{store.uri} stopped in the middle of {shard.path}; pull again, it goes on from there")
     return at
-
-
-def _write(file: BinaryIO, chunk: bytes, part: Path) -> int:
-    rest = memoryview(chunk)
-    with _said(part):
-        while rest:
-            rest = rest[file.write(rest) :]
-    return len(chunk)
 
 
 @contextmanager

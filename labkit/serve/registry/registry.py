@@ -15,6 +15,7 @@ from labkit.serve.registry.home import default_cache
 from labkit.serve.registry.manifest import Version, read
 from labkit.serve.registry.meter import Say
 from labkit.serve.registry.publish import publish
+from labkit.serve.registry.small_disk import Write, plainly
 from labkit.serve.registry.store import Store
 
 TRIES = 20
@@ -138,8 +139,9 @@ class Registry:
         raise Lost(f"{name}@{alias} was moved by others {TRIES} times meanwhile; nothing was changed. Try again")
 
     def pull(
-        self, name: str, ref: str = names.LATEST, cache: Path | str | None = None, *, on_progress: Say | None = None
-    ) -> Path:
+        self, name: str, ref: str = names.LATEST, cache: Path | str | None = None, *, on_progress: Say | None = None,
+        write: Write = plainly,
+    ) -> Path:  # fmt: skip
         """Bring a version into the cache and return its folder, every byte of it verified.
 
         A pull that was interrupted is taken up by the next. What is in the cache already is read and verified again;
@@ -149,12 +151,14 @@ class Registry:
             name, ref: the version; see `version`.
             cache: the folder of all pulled versions; None for `models` in LABKIT_HOME.
             on_progress: as for `push`.
+            write: called as write(file, data) with what was fetched; returns how many bytes it wrote. For drills: see
+                `SmallDisk`.
 
         Raises Damaged if the store's bytes are not those that were published, Missing if there is no such version,
         Interrupted if the store cannot be reached any more, OSError (ENOSPC) if the disk is full.
         """
         found = self.version(name, ref)
-        return Cache(default_cache() if cache is None else Path(cache)).pull(self.store, found, on_progress)
+        return Cache(default_cache() if cache is None else Path(cache), write).pull(self.store, found, on_progress)
 
     def collect(self, name: str, *, keep: int = 3, grace: float = GRACE, dry: bool = False) -> Collected:
         """Remove versions that nothing names, and shards that no version needs.
