@@ -85,7 +85,7 @@ ANSWER = 16 if gpu else 10  # tokens of the answers that are compared
 TIMED = (64, 16) if gpu else (4, 4)  # requests whose prompts are really padded and computed, and the batch
 MEASURED, ROWS = (32, 16) if gpu else (12, 4)  # requests of the measured ladder, and rows of its static batches
 TOGETHER = (1, 4, 16, 64, 256) if gpu else (1, 4, 16)  # sequences at once
-LENGTH = (64, 48) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
+LENGTH = (64, 32) if gpu else (16, 8)  # tokens of prompt and answer where only their number changes
 
 trained = my_model(device=device)
 model, tokenizer = trained.model.eval(), trained.tokenizer
@@ -1412,7 +1412,7 @@ def asked(pairs):
     return [(torch.randint(5, 4000, (prompt,), generator=draw).tolist(), output) for prompt, output in pairs]
 
 
-shrink = 1 if gpu else 8
+shrink = 2 if gpu else 8
 load = asked([(max(4, pair.prompt // shrink), max(4, pair.output // shrink)) for pair in lengths[:MEASURED]])
 
 # %% [markdown]

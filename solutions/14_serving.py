@@ -1057,7 +1057,7 @@ print(f"capacity on {where}: {rate:.1f} requests/s, about {rate * sum(SIZES[1]) 
 p_away = predict("14.away", "The highest load: requests that are turned away?", 0, 100, "%")
 
 # %%
-OFFERED = (0.2, 0.5, 0.8, 1.0, 1.2, 2.0) if gpu else (0.5, 1.0, 3.0)
+OFFERED = (0.2, 0.4, 0.6, 0.8, 0.9, 1.0, 1.2, 2.0) if gpu else (0.5, 1.0, 3.0)
 swept = {}
 for load in OFFERED:
     number = min(1000, max(40, int(4 * load * rate))) if gpu else 54 if load > 1 else 10

@@ -36,10 +36,8 @@ def flawed_engine(
     import torch
 
     from labkit.serve.engine import Engine
+    from labkit.serve.engine.loading import default_limits
     from labkit.serve.scheduler import Limits
-
-    held = None if limits is None else Limits(**limits)
-    engine = Engine.from_pretrained(Path(folder), limits=held, dtype=getattr(torch, dtype), **options)
 
     def spoil(_: Any, given: tuple[Any, ...], embedded: Any) -> Any:
         return embedded.masked_fill((given[0] == poison).unsqueeze(-1), float("nan"))
@@ -48,9 +46,12 @@ def flawed_engine(
         logits[..., poison] = float("-inf")
         return logits
 
-    engine.model.embed.register_forward_hook(spoil)
-    engine.model.head.register_forward_hook(forbid)
-    return engine
+    def flawed(model: Any) -> Limits:  # before there is an engine, which on a GPU records what the model does
+        model.embed.register_forward_hook(spoil)
+        model.head.register_forward_hook(forbid)
+        return default_limits(model) if limits is None else Limits(**limits)
+
+    return Engine.from_pretrained(Path(folder), limits=flawed, dtype=getattr(torch, dtype), **options)
 
 
 class Hosted:

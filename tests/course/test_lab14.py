@@ -19,7 +19,7 @@ from labkit.course.labs._14_diagnoses import DIAGNOSES, SUSPECTS, clinic
 from labkit.course.release import answer_id, grade_id, render, solved_notebook
 from labkit.course.streamed import StandIn, arrived, data_of, elsewhere, relayed, released
 from labkit.nn import Transformer
-from labkit.serve.engine import SamplingParams
+from labkit.serve.engine import SamplingParams, loading
 from labkit.serve.scheduler import Full
 
 EXERCISES = {exercise.name: exercise for exercise in labs.lab("14").exercises}
@@ -173,7 +173,14 @@ def test_lab_14_is_graded_in_the_sandbox(tmp_path):
 # ----------------------------------------------------------------------------------------------- the server, the clinic
 
 
-def test_one_token_spoils_its_own_request_alone(tmp_path):
+def test_one_token_spoils_its_own_request_alone(tmp_path, monkeypatch):
+    hooks, build = [], loading.runner_of
+
+    def runner_of(model, *given):  # what a GPU records here must have the flaw in it
+        hooks.extend(len(part._forward_hooks) for part in (model.embed, model.head))
+        return build(model, *given)
+
+    monkeypatch.setattr(loading, "runner_of", runner_of)
     config = ModelConfig(
         "tiny", 32, 2, 16, 2, 1, 8, MoEConfig(d_model=16, d_expert=8, num_experts=4, top_k=2), max_context=64
     )
@@ -185,6 +192,7 @@ def test_one_token_spoils_its_own_request_alone(tmp_path):
     company = [result.completions[0] for result in engine.generate(prompts, params)]
     assert [each.finish_reason for each in company] == ["length", "error", "length"]
     assert [each.token_ids for each in company] == [each.token_ids for each in alone]
+    assert hooks == [1, 1]
 
 
 def test_a_server_that_cannot_start_says_so(tmp_path):
