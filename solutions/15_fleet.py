@@ -567,7 +567,8 @@ def timeline(count, marks, title):
         axis.plot([], [], color=style.GREY, label="waiting")
         for at, (second, what) in enumerate(marks):
             axis.axvline(second, color=style.INK, linestyle="--", linewidth=1)
-            axis.text(second, (1.04 + 0.1 * (at % 2)) * count.sent, f" {what}", fontsize=9)
+            side = "right" if second > 0.9 * axis.get_xlim()[1] else "left"
+            axis.text(second, (1.04 + 0.1 * (at % 2)) * count.sent, f" {what} ", fontsize=9, ha=side)
         axis.set(xlabel="time (s)", ylabel="visitor", ylim=(-1, 1.25 * count.sent), yticks=range(0, count.sent, 10))
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     fig.alt = "; ".join((f"{title}: {count}", *(f"{what} at {second:.1f} s" for second, what in marks))) + "."
