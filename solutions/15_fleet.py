@@ -226,7 +226,7 @@ p_longest.against(float(mine.longest + 1))  # those who wait, and the one that i
 # %%
 SIZES = (10, 30, 100, 300, 1000)
 longest = {
-    name: [simulate_fleet(n, policy(name), short_and_long(n, 10_000), ONE).longest + 1 for n in SIZES]
+    name: [simulate_fleet(n, policy(name), short_and_long(n, 6000), ONE).longest + 1 for n in SIZES]
     for name in ("random", "round_robin", "power_of_two")
 }
 expected = [next(k for k in range(1, 99) if n * share_as_long(k, 0.9) < 1) for n in SIZES]
@@ -241,7 +241,7 @@ fig.alt = "Longest queue by fleet size: " + "; ".join(f"{name} {found}" for name
 display(fig)
 
 # %% [markdown]
-# (Where a fleet is larger, each replica gets fewer of the 10,000 requests, so the curves of the blind policies come
+# (Where a fleet is larger, each replica gets fewer of the 6,000 requests, so the curves of the blind policies come
 # down again: their queues had no time to grow.)
 
 # %% [markdown]
@@ -458,13 +458,13 @@ except (RuntimeError, TimeoutError) as error:
 ENGLISH = "\n".join(documents.collect(train_bytes=20_000, validation_bytes=16_000, seed=seed).validation["english"])
 
 
-def bodies(count, seed, longest=32):
+def bodies(count, seed, shortest=4, longest=32):
     """Requests: one of four beginnings of 600 letters, a question, and an answer of lognormal length."""
     draw, found = random.Random(seed), []
     for _ in range(count):
         at, start = draw.randrange(4), draw.randrange(3000, 9000)
         prompt = ENGLISH[600 * at : 600 * at + 600] + ENGLISH[start : start + draw.randrange(30, 200)]
-        tokens = min(longest, max(4, int(draw.lognormvariate(2.0, 0.9))))
+        tokens = min(longest, max(shortest, int(draw.lognormvariate(2.0, 0.9))))
         found.append({"model": NAME, "prompt": prompt, "max_tokens": tokens, "temperature": 0, "stream": True})
     return found
 
@@ -567,7 +567,8 @@ def timeline(count, marks, title):
         axis.plot([], [], color=style.GREY, label="waiting")
         for at, (second, what) in enumerate(marks):
             axis.axvline(second, color=style.INK, linestyle="--", linewidth=1)
-            axis.text(second, (1.04 + 0.1 * (at % 2)) * count.sent, f" {what}", fontsize=9)
+            side = "right" if second > 0.9 * axis.get_xlim()[1] else "left"
+            axis.text(second, (1.04 + 0.1 * (at % 2)) * count.sent, f" {what} ", fontsize=9, ha=side)
         axis.set(xlabel="time (s)", ylabel="visitor", ylim=(-1, 1.25 * count.sent), yticks=range(0, count.sent, 10))
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     fig.alt = "; ".join((f"{title}: {count}", *(f"{what} at {second:.1f} s" for second, what in marks))) + "."
@@ -584,11 +585,12 @@ p_kill = predict(
 )
 
 # %% [markdown]
-# The replica to die is the first of the list, at the moment of the twelfth visitor or so.
+# The replica to die is the first of the list, at the moment of the twelfth visitor or so. (Answers
+# have 20 tokens or more here, so that there is something to break.)
 
 # %%
 if fleet:
-    half = [{**body, "stream": at % 2 == 0} for at, body in enumerate(bodies(24 * many, seed + 2))]
+    half = [{**body, "stream": at % 2 == 0} for at, body in enumerate(bodies(24 * many, seed + 2, shortest=20))]
     victim = fleet.replicas()[0].id
     load = Load(URL, in_turn(half, RATE, seed))
     load.until(12 / RATE)

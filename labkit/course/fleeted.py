@@ -53,6 +53,11 @@ class Fleeted:
         threading.Thread(target=_listen, args=(self._process.stdout, self._told), daemon=True).start()
         self.url = ""
 
+    @property
+    def pid(self) -> int:
+        """Of the fleet's process."""
+        return self._process.pid
+
     def wait(self) -> str:
         """The url, once requests are accepted."""
         if not self.url:

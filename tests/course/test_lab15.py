@@ -13,6 +13,8 @@ import yaml
 
 from labkit.course import labs
 from labkit.course.fleeted import Fleeted, missing
+from labkit.course.grade import grade
+from labkit.course.release import answer_id, grade_id, render, solved_notebook
 
 EXERCISES = {exercise.name: exercise for exercise in labs.lab("15").exercises}
 PART = {name: exercise.reference for name, exercise in EXERCISES.items()}
@@ -91,6 +93,23 @@ def test_the_oracle_notices(name, mistake):
     wrong = next(found.like for found in exercise.mistakes if found.name == mistake)
     with pytest.raises(AssertionError, match="differs from"):
         exercise.against_oracle(wrong, seeds=(1,))
+
+
+# ------------------------------------------------------------------------------------------------------------- grading
+
+
+@pytest.mark.sandbox
+def test_lab_15_is_graded_in_the_sandbox(tmp_path):
+    """Mappings, bytes and errors must travel into it and back; one wrong answer is found among right ones."""
+    notebook = solved_notebook("15")
+    for cell in notebook.cells:
+        if grade_id(cell) == answer_id("15.safe_path"):
+            cell.source = cell.source.replace('("", ".", "..")', '("..",)')
+    path = tmp_path / "mine.ipynb"
+    path.write_text(render(notebook), "utf-8")
+    wrong = {graded.exercise: graded.diagnosis for graded in grade(path).exercises if graded.status != "passed"}
+    assert list(wrong) == ["15.safe_path"]
+    assert wrong["15.safe_path"]
 
 
 # ------------------------------------------------------------------------------------------------------------ the fleet

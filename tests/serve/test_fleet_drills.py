@@ -213,6 +213,23 @@ def test_a_corrupt_shard_and_a_full_disk_are_refused_and_the_old_version_goes_on
     assert 'labkit_fleet_rollouts_total{outcome="refused"} 2.0' in get(f"{drill.fleet.url}/metrics")
 
 
+def test_a_version_that_comes_whole_and_does_not_start_is_taken_back(drill, tmp_path):
+    shutil.copytree(drill.folders["v1"], tmp_path / "deeper")
+    config = json.loads((tmp_path / "deeper/config.json").read_text())
+    (tmp_path / "deeper/config.json").write_text(json.dumps(config | {"num_hidden_layers": 99}))
+    drill.registry.alias(NAME, "prod", drill.registry.push(NAME, tmp_path / "deeper").id)
+    with drill.load(rate=1.0, seconds=PATIENCE, seed=7) as load:
+        with pytest.raises(RuntimeError, match=r"v3 does not start: .*; v1 is brought back"):
+            drill.fleet.rollout()
+        until(lambda: len(drill.ids()) == 2, "two replicas of v1")
+    count = load.count()
+    drill.check(count)
+    assert count.answered == count.sent, str(count)
+    assert drill.fleet.version == "v1"
+    assert {one.version for one in drill.ids().values()} == {"v1"}
+    assert 'labkit_fleet_rollouts_total{outcome="failed"} 1.0' in get(f"{drill.fleet.url}/metrics")
+
+
 @contextlib.contextmanager
 def looking(drill):
     """How many replicas are ready, again and again."""

@@ -16,6 +16,7 @@ from labkit.serve.fleet.replica import Replica
 
 CONCURRENT = 1024  # requests that a replica holds at once; its own server refuses more politely
 HEALTH_SECONDS = 1.0
+TRIES = 3  # starts that may fail until a version is given up
 
 
 def model(args: Mapping[str, Any]) -> Any:
@@ -52,6 +53,7 @@ def replicas(plan: Plan, version: str) -> Any:
         health_check_timeout_s=30,
         graceful_shutdown_wait_loop_s=0.2,
         graceful_shutdown_timeout_s=plan.drain_seconds,
+        max_constructor_retry_count=max(TRIES, plan.replicas),
         request_router_config=RequestRouterConfig(request_router_class="labkit.serve.fleet.route.Told"),
     )
     # Without a version of its own Ray would replace every replica whenever their number changes.
