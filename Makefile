@@ -27,6 +27,7 @@ lab: setup-lab ## set everything up and open the course in JupyterLab
 	@echo "→ opening notebooks/00_start.ipynb in JupyterLab (Ctrl-C here closes it)"
 	@$(BIN)/labkit lab 00
 
+# What a worker gets as a whole, and in which order: tests/conftest.py.
 test: setup-test system ## set everything up, then lint and run all tests
 	@echo "→ ruff: style and format"
 	@$(BIN)/ruff check .
@@ -34,7 +35,7 @@ test: setup-test system ## set everything up, then lint and run all tests
 	@echo "→ are the generated notebooks up to date?"
 	@$(BIN)/labkit release --check
 	@echo "→ tests, $(JOBS) at a time"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(JOBS) --dist loadscope
 	@echo "✓ everything passes"
 
 setup-lab: $(STAMP_LAB) ## only make the environment for the notebooks

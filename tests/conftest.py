@@ -3,18 +3,24 @@
 A test marked `browser`, `sandbox`, `colab`, `prometheus` or `gpu` is skipped where the machine lacks what it needs.
 `LABKIT_REQUIRE` (a list such as "browser,sandbox,colab,prometheus", set in continuous integration) turns that skip into
 a failure.
+
+Several workers share the tests out longest first (see `SECONDS`), so that none of them ends minutes before the others.
 """
 
 from __future__ import annotations
 
 import atexit
+import collections
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["MPLBACKEND"] = "Agg"
@@ -83,6 +89,76 @@ def pytest_configure(config: pytest.Config) -> None:
     unknown = sorted(required() - PROBES.keys())
     if unknown:
         raise pytest.UsageError(f"LABKIT_REQUIRE names {', '.join(unknown)}; choose from {', '.join(PROBES)}")
+
+
+# What a test takes, roughly, by file, the first pattern that fits: it decides the order among workers, nothing else.
+SECONDS = {
+    "tests/notebooks/test_colab_widgets.py": 25.0,
+    "tests/notebooks/test_[bs]*.py": 45.0,
+    "tests/notebooks/*": 3.0,
+    "tests/show/*_browser.py": 17.0,
+    "tests/test_package.py": 10.0,
+    "tests/serve/test_fleet_drills.py": 16.0,
+    "tests/course/test_grade.py": 6.0,
+    "tests/course/test_assign.py": 4.0,
+    "tests/train/test_kill.py": 20.0,
+    "tests/serve/test_registry_cut.py": 5.0,
+    "tests/nn/test_families.py": 6.0,
+    "tests/deploy/test_watch.py": 2.0,
+    "tests/course/*": 0.7,
+    "tests/kernels/*": 0.6,
+    "*": 0.2,
+}
+# Files whose tests have nothing to share: a notebook goes to whoever is free, near misses lab by lab.
+APART = ("tests/notebooks/test_blank.py", "tests/notebooks/test_solved.py", "tests/notebooks/test_c*.py")
+BY_LAB = "tests/course/test_near_misses.py"
+
+
+def unit_of(nodeid: str) -> str:
+    """What one worker gets as a whole: a file, but for those of APART and BY_LAB.
+
+    >>> unit_of("tests/nn/test_moe.py::test_it[a::b]"), unit_of("tests/course/test_near_misses.py::test_it[09.gather]")
+    ('tests/nn/test_moe.py', 'tests/course/test_near_misses.py 09')
+    """
+    path = nodeid.split("::", 1)[0]
+    if any(fnmatch(path, pattern) for pattern in APART):
+        return nodeid
+    found = re.search(r"\[(\d\d)\.", nodeid) if path == BY_LAB else None
+    return f"{path} {found[1]}" if found else path
+
+
+def longest_first(nodeids: list[str]) -> list[int]:
+    """The places of these tests, unit by unit, the unit that takes longest before the others."""
+    units: dict[str, list[int]] = collections.defaultdict(list)
+    for place, nodeid in enumerate(nodeids):
+        units[unit_of(nodeid)].append(place)
+
+    def seconds(places: list[int]) -> float:
+        path = nodeids[places[0]].split("::", 1)[0]
+        return len(places) * next(each for pattern, each in SECONDS.items() if fnmatch(path, pattern))
+
+    return [place for places in sorted(units.values(), key=lambda places: -seconds(places)) for place in places]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In a worker of several, the order in which work is handed out; alone, tests stay as they stand in their files."""
+    if hasattr(config, "workerinput"):
+        items[:] = [items[place] for place in longest_first([item.nodeid for item in items])]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand out unit by unit, in the order of the collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return unit_of(nodeid)
+
+    if config.getoption("dist") != "loadscope":
+        return None
+    config.option.loadscopereorder = False  # that order is by number of tests
+    return ByUnit(config, log)
 
 
 def required() -> set[str]:

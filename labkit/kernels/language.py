@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 
 import torch
 
@@ -27,6 +28,13 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 __all__ = ["INTERPRETED", "TensorDescriptor", "refusal", "tl", "triton", "unsupported", "watched"]
 
 INTERPRETED: bool = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
+
+if INTERPRETED:
+    # Each sum and product of integers is computed again in 64 bits, for an assertion that is told to nobody unless
+    # `debug` is on: a third of the time. The compiler leaves both out together, and so does the interpreter here.
+    from triton.runtime.interpreter import interpreter_builder as _builder
+
+    _builder.options = replace(_builder.options, sanitize_overflow=_builder.options.debug)
 
 if INTERPRETED and triton.__version__.startswith("3.6."):
     # NumPy 2.4 no longer converts arrays of one element and one dimension to a number, which is what this version's

@@ -9,6 +9,7 @@ from html import escape
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from labkit.show import style
@@ -41,8 +42,14 @@ def png(figure: Figure) -> bytes:
     if not isinstance(figure, Figure):
         raise ValueError(f"png got {type(figure).__name__}; give a matplotlib Figure")
     stream = io.BytesIO()
+    canvas, color = figure.canvas, figure.get_facecolor()
     with style.use():
-        figure.savefig(stream, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+        try:  # `savefig` lays a figure out by drawing it once in vain: the same bytes for a third more time
+            figure.set_facecolor("white")
+            FigureCanvasAgg(figure).print_png(stream, metadata={"Software": None})
+        finally:
+            figure.set_facecolor(color)
+            figure.set_canvas(canvas)
     return stream.getvalue()
 
 

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from labkit.course import attempt as attempts
 from labkit.course import judge, labs
-from labkit.course.attempt import attempt
-from labkit.course.exercise import GRADING_SEEDS, Exercise
+from labkit.course.attempt import Case, attempt, same
+from labkit.course.exercise import GRADING_SEEDS, Exercise, _asked
 from labkit.course.labs._03_oracles import switch_turns_away
+from labkit.course.labs._kernel_mistakes import With
+from labkit.kernels.language import triton
 
 FOLDER = Path(__file__).parent.parent / "near_misses"
 sys.path.insert(0, str(FOLDER))  # they share `edits`
@@ -28,6 +31,7 @@ def load(number: str):
 
 
 EXERCISES = [exercise for number in labs.numbers() for exercise in labs.lab(number).exercises]
+KERNELS = (triton.runtime.JITFunction, triton.runtime.interpreter.InterpretedFunction, With)
 # Every known mistake of theirs is told by the cases of one seed alone.
 TOLD_AT_ONCE = {"04.split_experts", "04.group_limited_top_k", "06.block", "06.placement", "06.sample"} | {
     exercise.id for exercise in EXERCISES if exercise.id[:2] in ("05", "07", "08", "12", "13")
@@ -36,8 +40,13 @@ TOLD_AT_ONCE = {"04.split_experts", "04.group_limited_top_k", "06.block", "06.pl
 
 @pytest.fixture(autouse=True, scope="module")
 def remembered():
-    """References and known mistakes answer the same case once: each is asked dozens of times, and kernels are slow."""
-    known = {}
+    """What answers the same case again is asked once: references and known mistakes dozens of times, kernels are slow.
+
+    A case that several seeds have in common is one case. A kernel keeps nothing from one launch to the next, so it is
+    remembered as an answer, too; Python functions are called each time they are judged.
+    """
+    known, drawn = {}, Exercise.inputs
+    cases: dict[str, list[Case]] = {}
 
     def once(answer, case):
         _, _, outcome = known.setdefault((id(answer), id(case)), (answer, case, None))
@@ -46,9 +55,24 @@ def remembered():
             known[id(answer), id(case)] = (answer, case, outcome)
         return outcome
 
+    def answered(answer, case):
+        return once(answer, case) if type(answer) in KERNELS else attempt(answer, case)
+
+    @functools.cache
+    def inputs(exercise, seeds):
+        mine = cases.setdefault(exercise.id, [])
+        found = []
+        for case in drawn(exercise, seeds):
+            old = next((old for old in mine if old.label == case.label and same(_asked(old), _asked(case))), None)
+            if old is None:
+                mine.append(case)
+            found.append(old or case)
+        return tuple(found)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Exercise, "inputs", functools.cache(Exercise.inputs))
+        patch.setattr(Exercise, "inputs", inputs)
         patch.setattr(judge, "attempt", once)
+        patch.setattr(attempts, "attempt", answered)
         yield
 
 

@@ -97,6 +97,27 @@ def test_brisk_changes_nothing_but_the_time():
     assert scaled()[0] == [2.0] * 5
 
 
+@triton.jit
+def sums_kernel(x_ptr, out_ptr, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    tl.store(out_ptr + at, x + x)
+    tl.store(out_ptr + BLOCK + at, x * x)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="kernels run on the GPU here")
+def test_integers_wrap_as_they_do_on_a_gpu_and_nothing_is_computed_twice(monkeypatch):
+    from triton.language.semantic import TritonSemantic
+
+    def twice(*given):
+        raise AssertionError("computed again in 64 bits")
+
+    monkeypatch.setattr(TritonSemantic, "device_assert", twice)
+    x, out = torch.tensor([3, 2**31 - 1], dtype=torch.int32), torch.empty(4, dtype=torch.int32)
+    sums_kernel[(1,)](x, out, BLOCK=2)
+    assert out.tolist() == [6, -2, 9, 1]
+
+
 def test_a_function_and_its_kernels_run_elsewhere():
     done = interpreter.run(scaled, scale_kernel)
     assert (done.status, done.printed) == (0, "done\n")

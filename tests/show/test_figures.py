@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 
 from labkit.core.routing import Routing
-from labkit.show import figures
+from labkit.show import figures, style
 from labkit.show.picture import Picture, png
 
 PNG = b"\x89PNG\r\n"
@@ -51,6 +53,17 @@ def test_draws_with_alt_text_and_labels(name):
         assert ax.get_xlabel()
     data, meta = figure._repr_mimebundle_()
     assert data["text/plain"] == meta["image/png"]["alt"] == figure.alt
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_the_picture_is_the_one_that_savefig_makes(name):
+    figure, stream = ALL[name](), io.BytesIO()
+    with style.use():
+        figure.savefig(stream, format="png", dpi=figure.dpi, facecolor="white", metadata={"Software": None})
+    other = ALL[name]()
+    before = other.canvas, other.get_facecolor()
+    assert png(other) == stream.getvalue()
+    assert (other.canvas, other.get_facecolor()) == before
 
 
 def test_load_bars_shows_shares_that_sum_to_a_hundred():
