@@ -59,6 +59,7 @@ def test_an_alert_of_a_fleet_fires_is_sent_and_clears(fleet, tmp_path: Path):
         until(lambda: "LabkitNoReadyReplica" in hook.told("/page", "resolved"))
         (another,) = fleet.replicas()
         assert another.id != replica.id
+        until(lambda: [each["value"][1] for each in prometheus.ask("labkit_fleet_replica_deaths_total")] == ["1"])
         assert ask(fleet.url, BODY)["outcome"] == "answered"
 
 

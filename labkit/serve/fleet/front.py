@@ -119,7 +119,9 @@ class Front:
 
     async def _see(self) -> None:
         """Ask Ray who runs, and those who are new who they are."""
-        running, self._wanted = await asyncio.to_thread(running_replicas, self._app)
+        running, self._wanted, leaving = await asyncio.to_thread(running_replicas, self._app)
+        if not leaving and len(running) < self._wanted:  # those whom a request met dead are no members any more
+            self._ledger.deaths.inc(len({member.id for member in self._seats.members} - set(running)))
         known = {member.id: member for member in self._seats.members}
         for id in running:  # one after another: Ray's router mixes up calls that one request makes at once
             if id not in known and (told := await self._tell(id)):
@@ -174,13 +176,17 @@ class Passing(Response):
             await unless_gone(receive, self._relay(scope, self._body, self._asked, send))
 
 
-def running_replicas(app: str) -> tuple[list[str], int]:
-    """The ids of an application's replicas that run, and how many there should be (what Ray's dashboard asks too)."""
+def running_replicas(app: str) -> tuple[list[str], int, bool]:
+    """The ids of an application's replicas that run, how many there should be, and whether Ray is ending some.
+
+    It is what Ray's dashboard asks, too.
+    """
     from ray.serve.context import _get_global_client
 
     told = _get_global_client().get_serve_details()["applications"].get(app)
     if told is None:
-        return [], 0
+        return [], 0, True
     deployments = told["deployments"].values()
     running = [one["replica_id"] for each in deployments for one in each["replicas"] if one["state"] == "RUNNING"]
-    return running, sum(each["target_num_replicas"] for each in deployments)
+    leaving = any(each["status"] in ("UPDATING", "DOWNSCALING") for each in deployments)
+    return running, sum(each["target_num_replicas"] for each in deployments), leaving
