@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import re
 import shutil
 import socket
 import threading
@@ -213,6 +214,11 @@ def test_a_corrupt_shard_and_a_full_disk_are_refused_and_the_old_version_goes_on
     assert 'labkit_fleet_rollouts_total{outcome="refused"} 2.0' in get(f"{drill.fleet.url}/metrics")
 
 
+def deaths(drill) -> float:
+    """Replicas that the fleet has found dead so far."""
+    return float(re.search(r"^labkit_fleet_replica_deaths_total (\S+)$", get(f"{drill.fleet.url}/metrics"), re.M)[1])
+
+
 def test_a_version_that_comes_whole_and_does_not_start_is_taken_back(drill, tmp_path):
     shutil.copytree(drill.folders["v1"], tmp_path / "deeper")
     config = json.loads((tmp_path / "deeper/config.json").read_text())
@@ -249,7 +255,7 @@ def looking(drill):
 
 
 def test_a_new_version_comes_and_goes_without_a_lost_request(drill):
-    before = set(drill.ids())
+    before, died = set(drill.ids()), deaths(drill)
     drill.registry.alias(NAME, "prod", "v2")
     with drill.load(rate=1.5, seconds=PATIENCE, seed=2) as load, looking(drill) as ready:
         assert drill.fleet.rollout() == "v2"
@@ -264,6 +270,7 @@ def test_a_new_version_comes_and_goes_without_a_lost_request(drill):
     with drill.load(rate=1.5, seconds=PATIENCE, seed=3) as load, looking(drill) as ready:
         assert drill.fleet.rollout() == "v1"
     drill.fleet.plan = replace(drill.fleet.plan, surge=0)
+    assert deaths(drill) == died, "who is replaced has not died"
     assert min(ready) == 2, "with room for another there is never one less"
     count = load.count()
     drill.check(count, ("v1", "v2"))
@@ -302,12 +309,14 @@ def test_who_leaves_frees_the_replica(drill):
 
 
 def test_fewer_replicas_drain_and_more_come_when_requests_wait(drill):
+    died = deaths(drill)
     load = drill.load(rate=4, seconds=3, seed=5)
     drill.fleet.scale(1)
     count = load.count()
     drill.check(count)
     assert count.answered == count.sent, str(count)
     (left,) = drill.ids()
+    assert deaths(drill) == died, "who is let go has not died"
     drill.fleet.slow(left, 0.1)
     drill.fleet.scale(1, most=2)
     with drill.load(rate=6, seconds=PATIENCE, stream_share=0, seed=6) as load:
