@@ -168,7 +168,8 @@ def test_load_map_picks_and_sorts(lab, tmp_path):
 
         view.get_by_role("button", name="By load in this layer").click()
         view.get_by_role("button", name="By load in this layer", pressed=True).wait_for()
-        view.focus()  # the sort comes back from the kernel and draws anew, and what had the focus may be gone
+        assert state(notebook)[2] == "layer"  # the order comes from the kernel; a cell's answer comes after it
+        view.focus()
         page.keyboard.press("Home")
         says.filter(has_text="number 1 of 8").wait_for()
         layer, expert, sort, order, loads = state(notebook)

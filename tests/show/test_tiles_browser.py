@@ -157,3 +157,12 @@ def overlapping(view) -> list[tuple[str, str]]:
             if min(x0 + w0, x1 + w1) - max(x0, x1) > 1 and min(y0 + h0, y1 + h1) - max(y0, y1) > 3:
                 found.append((first, second))
     return found
+
+
+def test_what_a_page_asks_of_another_host_fails_and_is_seen(lab):
+    asked = ["http://example.org/x", "http://93.184.216.34/y", "http://localhost:1/z"]
+    with lab.open([SIXTEEN]) as notebook:
+        fetch = "url => fetch(url, {mode: 'no-cors'}).then(() => 'came', () => 'failed')"
+        assert [notebook.page.evaluate(fetch, url) for url in asked] == ["failed"] * 3
+    assert lab.outside == asked
+    lab.outside.clear()
