@@ -128,7 +128,8 @@ display(fig)
 
 # %% [markdown]
 # Round robin never looks up. Between it and looking at everybody lies a rule that looks like a trick: draw **two**
-# replicas at random, and take the less loaded. Whoever writes it has to think of those that are not ready, too.
+# replicas at random, and take the less loaded. Whoever writes it has to think of those that are not ready, too. (The
+# random numbers are given to your function, so that its choice can be checked; places count from 0, as in a list.)
 
 
 # %% exercise="15.choose_two"
@@ -241,8 +242,10 @@ fig.alt = "Longest queue by fleet size: " + "; ".join(f"{name} {found}" for name
 display(fig)
 
 # %% [markdown]
-# (Where a fleet is larger, each replica gets fewer of the 6,000 requests, so the curves of the blind policies come
-# down again: their queues had no time to grow.)
+# The formula's line rises with the fleet, by a request or two, and the three curves fall: where a fleet is larger, each
+# replica gets fewer of the 6,000 requests, six of them at a thousand replicas, and queues have no time to grow. Compare
+# the curves with each other, then, and with the formula on the left only. There two choices lie a little above it: it
+# is for infinitely many.
 
 # %% [markdown]
 # ## 2 · What a replica has read
@@ -285,7 +288,7 @@ def owner(prefix: bytes, load: dict[str, int], room: float) -> str:
 owner = check("15.owner", owner)
 
 # %% [markdown]
-# Three system prompts, four replicas. Then `r1` gets busy, and then it is gone:
+# Four system prompts, four replicas. Then `r1` gets busy, and then it is gone:
 
 # %% tags=["nbval-check-output"]
 idle = dict.fromkeys(("r0", "r1", "r2", "r3"), 0)
@@ -377,7 +380,7 @@ p_prefix.against(told["round robin"].ttft.at(0.99) / told["your owners"].ttft.at
 # %% [markdown]
 # `prefix aware` is the fleet's own policy: it remembers who got which prefix (rather than hashing it), and leaves a
 # replica that is much busier than two drawn ones. What vLLM's, SGLang's and Ray's routers do differently stands in its
-# docstring.
+# docstring: `help(type(policy("prefix_aware")))`.
 
 # %%
 with style.use():
@@ -647,8 +650,8 @@ for retries in (0, 1):
         print(f"noticed after {notice:4.0f} s, {retries} retries: {dead.broken:2} broken, {dead.lost:2} lost")
 
 # %% [markdown]
-# Health checks make a fault shorter; trying again makes it invisible. A guide that names round robin and health checks
-# has named half of it.
+# Health checks make a fault shorter; trying again makes it invisible to all whose answer has not begun. (Six break in
+# each line: theirs had.) A guide that names round robin and health checks has named half of it.
 
 # %% [markdown]
 # ### A slow replica
@@ -704,7 +707,10 @@ if fleet:
     print({("slow" if id == patient else "well"): answers for id, answers in shares.items()})
 
 # %% [markdown]
-# The long lines are its visitors:
+# A blind router would give it half. If yours gave it hardly less, look at the time axis: most visitors came before the
+# slow one had finished its first answers, and until then queues cannot tell who is slow. Between two replicas two
+# choices are all there are, and where both have as many, the one drawn first gets it, ill or not. The long lines are
+# its visitors:
 
 # %%
 if fleet:
@@ -1028,7 +1034,7 @@ for name, rules in ALERTS.items():
     print(f"{name:<16} from minute {woken[0]} to minute {woken[-1]}")
 
 # %% [markdown]
-# (The workbook's second rule, six hours and thirty minutes, holds on half an hour longer than the first.) Now a week
+# (The workbook's second rule, six hours and thirty minutes, holds on 25 minutes longer than the first.) Now a week
 # without any outage: every 2,000th request fails, which is half the budget, so all is well. By day sixty ask in a
 # minute, by night two. How often do five minutes alone wake somebody?
 
@@ -1055,7 +1061,9 @@ print({name: alarms(fires) for name, fires in week.items()})
 
 # %% [markdown]
 # Those are failures at night, when five minutes hold ten requests and one of them is 10 %. A service that is asked so
-# seldom needs the long window most.
+# seldom needs the long window most. And even that is no cure: one night two of the 120 requests of an hour failed. That
+# is 1.7 % where 1.44 % is the limit, so the workbook's rule woke somebody, too, once. (Its advice for such services:
+# send requests of your own, so that there is something to count.)
 
 # %% [markdown]
 # And a day on which something does happen: at eleven everything fails for eight minutes, and from three to six one
@@ -1080,8 +1088,7 @@ display(fig)
 
 # %% [markdown]
 # The hour alone goes on for an hour after the eight minutes; the five minutes begin anew with each pause of the leak.
-# The workbook's fire when it matters, and end half an hour
-# after it is over.
+# The workbook's fire when it matters, and end half an hour after it is over.
 
 # %% [markdown]
 # In Prometheus such a rule is a line of PromQL. Its own tool, `promtool`, evaluates rules over made-up series, so it
@@ -1131,7 +1138,8 @@ p_woken = predict(
 )
 
 # %% [markdown]
-# Ten hours in which all is well come first, so that the long windows are full of good requests.
+# Ten hours in which all is well come first, so that the long windows are full of good requests. (One minute of an hour
+# is 1.67 % of its requests, and 14.4 budgets are 1.44 %.)
 
 # %%
 well = 600
@@ -1198,9 +1206,9 @@ display(fig)
 # %% [markdown]
 # ## 8 · What the guide claims
 #
-# Of deployment the guide says: inference on four GPUs behind round robin with health checks; a model store on object
-# storage, with sharded upload and versions; Prometheus and Grafana with custom alerts. It gives no number. So we put
-# one to each: nobody lost when a replica dies; no replica that serves a damaged version; somebody woken within five
+# Of deployment the guide (lab 00) says: inference on four GPUs behind round robin with health checks; a model store on
+# object storage, with sharded upload and versions; Prometheus and Grafana with custom alerts. It gives no number. So we
+# put one to each: nobody lost when a replica dies; no replica that serves a damaged version; somebody woken within five
 # minutes of an outage. The fourth is round robin itself: its p99 should be no more than a tenth above that of two
 # choices.
 

@@ -8,11 +8,13 @@ import math
 import os
 import posixpath
 import re
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from edits import wrong
 
 # Without these names an edited answer would not find what it calls.
-__all__ = ["NEAR_MISSES", "RIGHT_ANSWERS", "hashlib", "math", "os", "posixpath", "re"]
+__all__ = ["NEAR_MISSES", "RIGHT_ANSWERS", "hashlib", "math", "os", "posixpath", "re", "unquote"]
 
 # -------------------------------------------------------------------------------------------------------- choose_two
 
@@ -46,6 +48,8 @@ CHOOSE = {
     "lower_number_if_equal": {"load[second] < load[first]": "(load[second], second) < (load[first], first)"},
     "rounded": {"a = math.floor(u * n)": "a = round(u * n) % n"},
     "number_among_ready": {"return second": "return b", "return first": "return a", "return names[0]": "return 0"},
+    "load_for_place": {"return second": "return load[second]", "return first": "return load[first]",
+                       "return names[0]": "return load[names[0]]"},
     "nobody_is_none": {'raise ValueError("nobody there")': "return None"},
     "nobody_is_the_first": {'raise ValueError("nobody there")': "return 0"},
     "alone_fails": {"    if n == 1:\n        return names[0]\n": ""},
@@ -78,6 +82,11 @@ OWNED = {
                          "            return id": "            return id\n    raise ValueError('full')"},
     "rounded_down": {"-int(-room * (sum(load.values()) + 1) // n)": "int(room * (sum(load.values()) + 1) // n)",
                      "            return id": "            return id\n    raise ValueError('full')"},
+    "rounded_early": {"bound = -int(-room * (sum(load.values()) + 1) // n)":
+                      "bound = math.ceil(room * -(-(sum(load.values()) + 1) // n))"},
+    "prefix_decoded": {"prefix)).hexdigest()": "prefix.decode().encode())).hexdigest()"},
+    "prefix_as_shown": {'b"%s/%s" % (id.encode(), prefix)': '"{}/{}".format(id, prefix).encode()'},
+    "one_refused": {"not room >= 1": "not room > 1"},
     "least_loaded": {"sorted(load, key=score, reverse=True)": "sorted(load, key=load.get)"},
     "idlest_when_full": {"            return id": "            return id\n        return min(load, key=load.get)"},
     "pythons_hash": {'hashlib.sha256(b"%s/%s" % (id.encode(), prefix)).hexdigest()': "hash((id, prefix))"},
@@ -100,6 +109,18 @@ def by_modulo(prefix, load, room):
     most = math.ceil(room * (sum(load.values()) + 1) / len(load))
     names = sorted(id for id in load if load[id] < most)
     return names[int(hashlib.sha256(prefix).hexdigest(), 16) % len(names)]
+
+
+def around(prefix, load, room):
+    """From the owner on, around the list of names."""
+    if not load or room < 1:
+        raise ValueError("room")
+    most = math.ceil(room * (sum(load.values()) + 1) / len(load))
+    names = sorted(load)
+    at = max(range(len(names)), key=lambda n: hashlib.sha256(names[n].encode() + b"/" + prefix).digest())
+    while load[names[at]] >= most:
+        at = (at + 1) % len(names)
+    return names[at]
 
 
 # -------------------------------------------------------------------------------------------------------------- etag
@@ -135,7 +156,15 @@ TAGGED = {
     "padded": {"hashlib.md5(piece)": "hashlib.md5(piece + bytes(part - len(piece)))"},
     "empty_has_no_part": {"while rest or not count:": "while rest:"},
     "any_part": {'raise ValueError("part")': "part = len(data)"},
+    "miscounted": {"str(count)": "str(len(data) // part + 1)"},
 }  # fmt: skip
+
+
+def unasked(data, part):
+    """Leaves it to `range` to complain."""
+    parts = [data[at : at + part] for at in range(0, len(data), part)] or [b""]
+    return hashlib.md5(b"".join(hashlib.md5(each).digest() for each in parts)).hexdigest() + f"-{len(parts)}"
+
 
 # --------------------------------------------------------------------------------------------------------- safe_path
 
@@ -160,6 +189,11 @@ def by_posixpath(folder, name):
 PATTERN = {
     "believed": {"if not re.fullmatch(rf\"{part}(?:/{part})*\", name):": "if False:"},
     "two_dots_anywhere": {"if not re": 'if ".." in name or not re'},
+    "hidden_refused": {r"(?!\.{1,2}(?:/|\Z))": r"(?!\.)"},
+    "letters_refused": {r"[^/\\:\0]": "[A-Za-z0-9._-]"},
+    "decoded": {"    if not re": "    name = unquote(name)\n    if not re"},
+    "backslash_mended": {"    if not re": '    name = name.replace("\\\\", "/")\n    if not re'},
+    "colon_after_one_letter": {r"[^/\\:\0]": r"[^/\\\0]", "if not re": 'if name[1:2] == ":" or not re'},
     "one_name": {"(?:/{part})*": ""},
     "none_for_bad": {"raise ValueError(f\"{name!r} leads elsewhere\")": "return None"},
     "dots_let_in": {r"\.{1,2}": r"\.\."},
@@ -179,6 +213,29 @@ PATTERN = {
 def joined(folder, name):
     """What one writes without a thought."""
     return os.path.join(folder, name)
+
+
+def searched(folder, name):
+    """Looks for two dots, wherever they stand."""
+    if ".." in name or name[:1] == "/" or set(name) & set("\\:\0"):
+        raise ValueError(name)
+    return folder + "/" + name
+
+
+def parts_of_pathlib(folder, name):
+    """Looks at the parts that pathlib finds."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or any(part in ("", ".", "..") for part in path.parts) or set(name) & set("\\:\0"):
+        raise ValueError(name)
+    return folder + "/" + name
+
+
+def resolved(folder, name):
+    """Asks the disk where it leads."""
+    path, root = Path(folder, name).resolve(), Path(folder).resolve()
+    if root != path and root not in path.parents:
+        raise ValueError(name)
+    return str(path)
 
 
 def last_part(folder, name):
@@ -237,6 +294,8 @@ PAGED = {
     "either_window": {"burning == 2": "burning > 0"},
     "every_rule": {"fire = False": "fire = True", "fire or burning": "fire and burning"},
     "first_rule_only": {"in rules:": "in rules[:1]:"},
+    "last_rule_only": {"in rules:": "in rules[-1:]:"},
+    "beginnings_only": {"return fires": "return [now and fires[:at][-1:] != [True] for at, now in enumerate(fires)]"},
     "at_the_limit": {"asked_then > factor": "asked_then >= factor"},
     "factor_forgotten": {"factor * budget": "budget"},
     "budget_forgotten": {"factor * budget": "factor"},
@@ -268,15 +327,29 @@ def averaged(failed, asked, budget, rules):
     ]
 
 
+def mixed(failed, asked, budget, rules):
+    """All long windows first, then all short ones."""
+
+    def some(end, which):
+        for rule in rules:
+            start = max(0, end - rule[which])
+            if sum(failed[start:end]) > rule[2] * budget * sum(asked[start:end]):
+                return True
+        return False
+
+    return [some(end, 0) and some(end, 1) for end in range(1, len(asked) + 1)]
+
+
 NEAR_MISSES = {
     "15.choose_two": wrong(by_places, CHOOSE),
-    "15.owner": [*wrong(ranked, OWNED), (by_modulo, "modulo")],
-    "15.etag": wrong(streamed, TAGGED),
+    "15.owner": [*wrong(ranked, OWNED), (by_modulo, "modulo"), (around, "next_in_the_list")],
+    "15.etag": [*wrong(streamed, TAGGED), (unasked, "below_zero_let_in")],
     "15.safe_path": [
         *wrong(by_pattern, PATTERN), (joined, "joined"), (last_part, "last_part_only"), (taken_out, "ups_taken_out"),
-        (compared, "normalised"), (beginnings, "beginnings_compared"),
+        (compared, "normalised"), (beginnings, "beginnings_compared"), (searched, "dots_searched"),
+        (parts_of_pathlib, "pathlibs_parts"), (resolved, "resolved"),
     ],
-    "15.pages": [*wrong(running, PAGED), (averaged, "mean_of_ratios")],
+    "15.pages": [*wrong(running, PAGED), (averaged, "mean_of_ratios"), (mixed, "rules_mixed")],
 }  # fmt: skip
 
 RIGHT_ANSWERS = {

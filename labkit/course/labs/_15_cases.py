@@ -56,6 +56,11 @@ def owner_cases(seed: int) -> list[Case]:
         *(Case((prompt, drawn(7, 6), 1.5), label="drawn loads") for prompt in prompts[8:12]),
         Case((prompts[2], {"a": 4, "b": 4, "c": 1}, 1.0), label="just one below the bound"),
         Case((prompts[2], {"a": 3, "b": 1, "c": 1}, 1.4), label="the bound is not whole: rounded up"),
+        *(
+            Case((prompts[4], {"a": 1, "b": 1, "c": 1, busy: 4}, 1.5), label=f"{busy} has the bound of 3.5, rounded up")
+            for busy in "abc"
+        ),
+        Case(("Grüß".encode()[:3], even, 1.25), label="a prompt cut in the middle of a letter"),
         Case((prompts[3], {"a": 0, "b": 0}, 0.5), label="room below 1: ValueError"),
         Case((prompts[3], {}, 1.5), label="no replicas: ValueError"),
     ]
@@ -80,10 +85,14 @@ def etag_cases(seed: int) -> list[Case]:
         Case((data[: draw.randint(100, 900)], draw.randint(7, 50)), label="drawn"),
         Case((data[:10] * (PART // 10 + 3), PART), label="two parts, as large as a store wants them"),
         Case((data, 0), label="parts of no byte: ValueError"),
+        Case((data, -64), label="parts of less than no byte: ValueError"),
     ]
 
 
-GOOD = ("config.json", "model-00001.safetensors", "shards/model-00002.safetensors", "a..b.bin", "deep/er/..x/y", "-rf")
+GOOD = (
+    "config.json", "model-00001.safetensors", "shards/model-00002.safetensors", ".gitattributes", "a..b.bin",
+    "deep/er/..x/y", "-rf", "größe/two words.bin", "50%2e/x",
+)  # fmt: skip
 BAD = {
     "../other/config.json": "up at the beginning",
     "shards/../../config.json": "up in the middle",
@@ -100,7 +109,9 @@ BAD = {
     "shards/": "a folder, no file",
     "": "nothing",
     "..\\..\\config.json": "up, as Windows writes it",
+    "shards\\x": "a folder, as Windows writes it",
     "C:config.json": "another drive of Windows",
+    "shards/config.json:hidden": "a second stream of a file of Windows",
     "config.json\0.png": "a zero byte, at which C stops reading",
 }
 
@@ -135,6 +146,7 @@ def pages_cases(seed: int) -> list[Case]:
         Case(([0, 0, 0], [9, 9, 9], 0.01, quick), label="nothing fails"),
         Case(([9, 9, 9], [9, 9, 9], 0.01, quick), label="everything fails, from the first minute on"),
         Case(([0, 0, 9, 9, 0, 0, 0], [9] * 7, 0.05, quick), label="it stops failing: the short window ends it"),
+        Case(([0, 9, 0, 0, 0], [9] * 5, 0.02, [(3, 2, 8.0)]), label="one bad minute: two windows must hold it"),
         Case((blip, [2] * 21, 0.02, quick), label="one failure in a quiet night"),
         Case(([1, 0, 0, 0], [8, 8, 8, 8], 1 / 64, [(2, 1, 8.0)]), label="just at the limit: not above it"),
         Case(([0, 3, 0, 3], [0, 3, 0, 3], 0.05, quick), label="minutes without a request"),
@@ -143,6 +155,9 @@ def pages_cases(seed: int) -> list[Case]:
         Case((*outage, 0.02, quick), label="an outage of twelve minutes"),
         Case((*rough, 0.02, both), label="rough weather, two rules"),
         Case(([0] * 8 + [4] * 4, [8] * 12, 0.05, [(12, 3, 4.0), (4, 1, 9.0)]), label="only the second rule"),
+        Case(
+            ([0] * 6 + [5, 0], [10] * 8, 0.05, [(4, 1, 2.0), (8, 2, 4.0)]), label="one rule's long, the other's short"
+        ),
         Case(([1] * 90, [50] * 90, 0.001, WORKBOOK), label="the workbook's rules, a steady 2 %"),
         Case(([0, 1] * 8, [0, 1] * 8, 0.1, [(6, 2, 6.0)]), label="a quiet night, and whoever asks, fails"),
         Case(([], [], 0.01, quick), label="no minute at all"),

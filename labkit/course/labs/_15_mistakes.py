@@ -6,6 +6,8 @@ import hashlib
 import math
 import os.path
 from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from labkit.course.judge import Failure
 
@@ -38,6 +40,8 @@ def choose_two(wrong: str, load: Sequence[int], ready: Sequence[bool], u: float,
     if wrong == "lower_number_if_equal":
         return min(one, two, key=lambda at: (load[at], at))
     chosen = two if load[two] < load[one] else one
+    if wrong == "load_for_place":
+        return load[chosen]
     return [at for at, fine in enumerate(ready) if fine].index(chosen) if wrong == "number_among_ready" else chosen
 
 
@@ -49,6 +53,8 @@ def owner(wrong: str, prefix: bytes, load: Mapping[str, int], room: float) -> st
         return ""
     total = sum(load.values()) + (wrong != "new_one_left_out")
     most = (math.floor if wrong == "rounded_down" else math.ceil)(room * total / len(load))
+    if wrong == "rounded_early":
+        most = math.ceil(room * math.ceil(total / len(load)))
     free = [id for id in load if load[id] < most or (wrong == "may_be_full" and load[id] == most)]
     if wrong == "no_bound" or (wrong == "anything_goes" and not free):
         free = list(load)
@@ -64,17 +70,28 @@ def owner(wrong: str, prefix: bytes, load: Mapping[str, int], room: float) -> st
             return hash((id, prefix))
         if wrong == "md5":
             return hashlib.md5(name + b"/" + prefix).digest()
-        written = {"prefix_first": prefix + b"/" + name, "run_together": name + prefix, "name_alone": name}
+        if wrong == "prefix_decoded":
+            prefix.decode()
+        written = {
+            "prefix_first": prefix + b"/" + name, "run_together": name + prefix, "name_alone": name,
+            "prefix_as_shown": f"{id}/{prefix!r}".encode(),
+        }  # fmt: skip
         return hashlib.sha256(written.get(wrong, name + b"/" + prefix)).digest()
 
     if wrong == "idlest_when_full":
         best = max(load, key=score)
         return best if best in free else min(load, key=lambda id: load[id])
+    if wrong == "next_in_the_list":
+        ids = sorted(load)
+        best = ids.index(max(ids, key=score))
+        return next(id for id in ids[best:] + ids[:best] if id in free)
     return (min if wrong == "lowest" else max)(free, key=score)
 
 
 def etag(wrong: str, data: bytes, part: int) -> str:
     """`etag` with one thing wrong."""
+    if wrong == "below_zero_let_in" and part < 0:
+        return hashlib.md5(hashlib.md5().digest()).hexdigest() + "-1"
     if part < 1 and wrong != "any_part":
         raise ValueError("part")
     part = part if part > 0 else len(data)
@@ -113,6 +130,11 @@ def safe_path(wrong: str, folder: str, name: str) -> str | None:
         return f"{folder}/{name.split('/')[-1]}"
     if wrong == "ups_taken_out":
         return f"{folder}/{name.replace('../', '')}"
+    if wrong == "resolved":
+        whole = (Path(folder) / name).resolve()
+        if not whole.is_relative_to(Path(folder).resolve()):
+            raise ValueError(name)
+        return str(whole)
     if wrong in ("normalised", "beginnings_compared"):
         whole = os.path.normpath(os.path.join(folder, name))
         if not whole.startswith(folder + ("/" if wrong == "normalised" else "")):
@@ -122,6 +144,21 @@ def safe_path(wrong: str, folder: str, name: str) -> str | None:
         if name.startswith("..") or name.startswith("/"):
             raise ValueError(name)
         return f"{folder}/{name}"
+    if wrong == "dots_searched":
+        if ".." in name or name.startswith("/") or any(letter in name for letter in "\\:\0"):
+            raise ValueError(name)
+        return f"{folder}/{name}"
+    if wrong == "pathlibs_parts":
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or any(letter in name for letter in "\\:\0"):
+            raise ValueError(name)
+        return f"{folder}/{name}"
+    if wrong == "decoded":
+        name = unquote(name)
+    if wrong == "backslash_mended":
+        name = name.replace("\\", "/")
+    if wrong == "colon_after_one_letter" and name[1:2] != ":":
+        return safe_path("drive_let_in", folder, name)
     if wrong == "roots_taken_off":
         name = name.lstrip("/")
     if wrong == "none_for_bad":
@@ -176,8 +213,17 @@ def pages(
     fires = [
         (all if wrong == "every_rule" else any)(burns(minute, *rule) for rule in rules) for minute in range(len(asked))
     ]
-    if wrong == "first_rule_only":
-        fires = [burns(minute, *rules[0]) for minute in range(len(asked))]
+    if wrong in ("first_rule_only", "last_rule_only"):
+        only = rules[0 if wrong == "first_rule_only" else -1]
+        fires = [burns(minute, *only) for minute in range(len(asked))]
+    if wrong == "rules_mixed":
+        fires = [
+            any(above(minute, long, factor) for long, _, factor in rules)
+            and any(above(minute, short, factor) for _, short, factor in rules)
+            for minute in range(len(asked))
+        ]
+    if wrong == "beginnings_only":
+        fires = [now and not before for before, now in zip([False, *fires], fires, strict=False)]
     if wrong == "never_ends":
         fires = [any(fires[: minute + 1]) for minute in range(len(fires))]
     return fires[-1] if wrong == "now_only" and fires else fires
@@ -192,6 +238,28 @@ def alone_fails(failure: Failure) -> bool:
 def nobody_raises_another(failure: Failure) -> bool:
     """Whether something other than ValueError came out of an empty fleet."""
     return failure.refusal == "ValueError" and failure.outcome.error_type not in ("", "ValueError")
+
+
+def miscounted(failure: Failure) -> bool:
+    """Whether the digest is right, and the number of parts is not."""
+    mine, theirs = (str(told).rpartition("-") for told in (failure.outcome.value, failure.expected))
+    return mine[:2] == theirs[:2] and mine[2].isdigit()
+
+
+def one_refused(failure: Failure) -> bool:
+    """Whether a room of just 1 was refused."""
+    return failure.outcome.error_type == "ValueError" and not failure.refusal and failure.case.args[2] == 1
+
+
+def hidden_refused(failure: Failure) -> bool:
+    """Whether a good name that begins with a dot was refused."""
+    return failure.outcome.error_type == "ValueError" and not failure.refusal and failure.case.args[1][0] == "."
+
+
+def letters_refused(failure: Failure) -> bool:
+    """Whether a good name with a space, an umlaut or a percent sign in it was refused."""
+    plain = failure.case.args[1].isascii() and not set(failure.case.args[1]) & set(" %")
+    return failure.outcome.error_type == "ValueError" and not failure.refusal and not plain
 
 
 def dots_refused(failure: Failure) -> bool:

@@ -43,7 +43,8 @@ OWNER = Exercise(
     hints=(
         "Two questions: who has room? And of these, whose score for this prefix is the highest? Neither needs a table.",
         "most = ⌈room · (all requests + this one) / replicas⌉; whoever has fewer than that has room. The score of a "
-        "replica is sha256(name + / + prefix): `max` compares digests byte by byte.",
+        "replica is sha256(name + / + prefix), where `name.encode()` makes bytes of a name and the prefix is bytes "
+        "already: `max` compares digests byte by byte.",
         "if not load or room < 1: raise ValueError(…); most = math.ceil(room * (sum(load.values()) + 1) / len(load)); "
         'return max((id for id in load if load[id] < most), key=lambda id: hashlib.sha256(id.encode() + b"/" + '
         "prefix).digest()).",
