@@ -249,7 +249,7 @@ def test_a_file_that_cannot_be_read_is_listed_in_every_result(tmp_path):
     [
         ("x = 1", r"mine.py defines no function peers\(bench\)"),
         ("def peers(bench): return [1]", "gave a list; expected a dict from names to subjects"),
-        ("def peers(bench): return {'a': print}", "'a' has a builtin_function_or_method; expected a dict by subject"),
+        ("def peers(bench): return {'a': len}", "'a' has a builtin_function_or_method; expected a dict by subject"),
         (
             "def peers(bench): return {'a': {'mo': print}}",
             "'a' offers 'mo'.*one of moe, decode, quant, topk, attention",

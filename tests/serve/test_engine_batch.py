@@ -19,10 +19,12 @@ from labkit.serve.scheduler import Chunk, Limits
 
 LIMITS = Limits(num_blocks=30, block_size=3, max_context=33, max_tokens_per_step=13, max_sequences=6)
 
+BLOCKS = 90  # more than six chunks hold
+
 
 @st.composite
 def steps(draw, decode=False):
-    size, free = draw(st.integers(1, 4)), iter(draw(st.permutations(range(60))))
+    size, free = draw(st.integers(1, 4)), iter(draw(st.permutations(range(BLOCKS))))
     chunks = []
     for at in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, 9))
@@ -38,7 +40,7 @@ def steps(draw, decode=False):
 @given(steps())
 def test_packed_bytes_are_the_layout_and_the_rows_that_sample(drawn):
     size, chunks = drawn
-    packer = Packer(size, 60)
+    packer = Packer(size, BLOCKS)
     shape = packer.shape(chunks)
     batch = shape.batch(packer.pack(chunks, shape), *extent(chunks))
     wanted = Layout.of(chunks, size)
@@ -57,7 +59,7 @@ def test_packed_bytes_are_the_layout_and_the_rows_that_sample(drawn):
 @given(steps(), *[st.integers(0, 4)] * 4)
 def test_padding_reads_nothing_and_writes_into_the_spare_block(drawn, tokens, sequences, wider, wanted):
     size, chunks = drawn
-    packer = Packer(size, 60)
+    packer = Packer(size, BLOCKS)
     tight = packer.shape(chunks)
     T, N, M, R = tight.T, tight.N, tight.M, tight.R
     wide = Shape(T + tokens, N + sequences, M + wider, R + wanted)
@@ -66,7 +68,7 @@ def test_padding_reads_nothing_and_writes_into_the_spare_block(drawn, tokens, se
     for name, real in (("positions_T", T), ("rows_T", T), ("starts_N", N + 1), ("lengths_N", N)):
         assert torch.equal(getattr(found, name)[:real], getattr(exact, name)), name
     assert torch.equal(found.tables_NM[:N, :M], exact.tables_NM)
-    assert set(found.rows_T[T:].tolist()) <= {60 * size}
+    assert set(found.rows_T[T:].tolist()) <= {BLOCKS * size}
     assert not found.lengths_N[N:].any()
     assert set(found.starts_N[N:].tolist()) == {T}
     assert (batch.wanted_R < T).all()
