@@ -67,8 +67,8 @@ from labkit.serve.registry import SmallDisk, open_registry
 from labkit.show import picture, style
 from labkit.train import documents
 
-many = 3 if runtime.resolve_profile(profile) == "gpu" else 1
 runtime.seed_all(seed)
+many = 3 if runtime.resolve_profile(profile) == "gpu" else 1
 
 # %% [markdown]
 # The model is your own from lab 07 if you have trained one, else the one that comes with the course. It goes into a
