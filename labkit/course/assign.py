@@ -15,6 +15,7 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from labkit.core.environ import environment
 from labkit.course import labs
 from labkit.course.labs import Lab
 from labkit.course.master import BEGIN, END, checkout
@@ -124,12 +125,9 @@ def succeed(command: Callable[..., dict[str, Any]], *args: Any, **options: Any) 
 @contextmanager
 def tools_on_path() -> Iterator[None]:
     """The tools installed beside this Python are found, whether or not its environment is activated."""
-    before = os.environ.get("PATH", "")
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
-    try:
+    folders = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+    with environment({"PATH": os.pathsep.join(folders)}):
         yield
-    finally:
-        os.environ["PATH"] = before
 
 
 def _refuse_strangers(course: Path) -> None:

@@ -23,16 +23,14 @@ BLOCKS = 90  # more than six chunks hold
 
 
 @st.composite
-def steps(draw, decode=False):
+def steps(draw):
     size, free = draw(st.integers(1, 4)), iter(draw(st.permutations(range(BLOCKS))))
     chunks = []
     for at in range(draw(st.integers(1, 6))):
         start = draw(st.integers(0, 9))
-        tokens = tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=1 if decode else 5)))
+        tokens = tuple(draw(st.lists(st.integers(0, 99), min_size=1, max_size=5)))
         count = -(-(start + len(tokens)) // size)
-        chunks.append(
-            Chunk(str(at), start, tokens, tuple(next(free) for _ in range(count)), decode or draw(st.booleans()))
-        )
+        chunks.append(Chunk(str(at), start, tokens, tuple(next(free) for _ in range(count)), draw(st.booleans())))
     return size, chunks
 
 

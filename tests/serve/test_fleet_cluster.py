@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from labkit.core.environ import environment
 from labkit.serve.fleet import cluster
 
 
@@ -20,6 +21,6 @@ def test_a_folder_in_use_is_kept(tmp_path, monkeypatch):
 def test_the_environment_is_put_back(monkeypatch):
     monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
     before = dict(os.environ)
-    with cluster.environment(cluster.QUIET):
+    with environment(cluster.QUIET):
         assert os.environ["RAY_DEDUP_LOGS"] == "0"
     assert dict(os.environ) == before

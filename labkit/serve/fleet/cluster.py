@@ -11,9 +11,10 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from labkit.core.environ import environment
 
 OBJECT_STORE_BYTES = 80 << 20  # Ray's least is 75 MB; our messages are small
 TRIES = 5
@@ -168,21 +169,6 @@ def slim_here() -> Any:
     finally:
         for name in absent:
             sys.modules.pop(name, None)
-
-
-@contextlib.contextmanager
-def environment(values: Mapping[str, str]) -> Any:
-    """These variables, for as long as the block lasts; what Ray starts meanwhile keeps them."""
-    before = {key: os.environ.get(key) for key in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for key, value in before.items():
-            if value is None:
-                del os.environ[key]
-            else:
-                os.environ[key] = value
 
 
 @contextlib.contextmanager

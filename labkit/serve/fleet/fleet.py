@@ -13,6 +13,7 @@ from typing import Any
 
 from labkit.serve.fleet.cluster import Cluster
 from labkit.serve.fleet.plan import Plan
+from labkit.serve.fleet.seats import Member
 
 PATIENCE = 180.0  # seconds for replicas to start
 
@@ -20,22 +21,13 @@ Progress = Callable[[float, str], object]
 
 
 @dataclass(frozen=True)
-class Replicated:
-    """A replica as it is now.
+class Replicated(Member):
+    """A replica as it is now, beside what a `Member` says.
 
     Args:
-        id, pid, node: who and where.
-        model, version: what it serves.
-        metrics: host:port of what Prometheus reads.
         in_flight: requests that the front has sent it; running, waiting: sequences in its engine.
     """
 
-    id: str
-    pid: int
-    node: str
-    model: str
-    version: str
-    metrics: str
     in_flight: int = 0
     running: int = 0
     waiting: int = 0

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from labkit.core.environ import environment
 from labkit.core.whole import need_whole
 from labkit.train.parallel.carry import pack, unpack
 
@@ -91,7 +92,10 @@ def launch(
     context = multiprocessing.get_context(method)
     if method == "forkserver":
         context.set_forkserver_preload(PRELOAD)
-        _start_server()
+        from multiprocessing import forkserver
+
+        with environment({"CUDA_VISIBLE_DEVICES": ""}):  # what is forked off a server could not use a GPU
+            forkserver.ensure_running()
     job = pack((function, args, kwargs))
     with tempfile.TemporaryDirectory(prefix="labkit-ranks-") as folder:
         pipes, processes = [], []
@@ -109,20 +113,6 @@ def launch(
             _end(processes)
             for pipe in pipes:
                 pipe.close()
-
-
-def _start_server() -> None:
-    """The server that ranks are forked off, unless it runs; it sees no GPU, since its forks could not use one."""
-    from multiprocessing import forkserver
-
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    try:
-        forkserver.ensure_running()
-    finally:
-        os.environ.pop("CUDA_VISIBLE_DEVICES")
-        if given is not None:
-            os.environ["CUDA_VISIBLE_DEVICES"] = given
 
 
 @dataclass(frozen=True)
